@@ -1,0 +1,182 @@
+"""What every agent is, seen by the loops: nets, stages, a policy, a report."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from veorl_tf.agents.behavior import ImaginedActorCritic, Inputs, Trajectory
+from veorl_tf.agents.stage import Stage, split_seed
+from veorl_tf.agents.world_model import WorldModel
+from veorl_tf.nets.base import MLP, Net, initialise
+from veorl_tf.nets.distributions import ACTIONS, make_latent
+from veorl_tf.nets.optimizers import Adam, LossScale
+from veorl_tf.nets.rssm import RSSM, State
+from veorl_tf.nets.vision import Decoder, Encoder, preprocess
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """Actions as the agent gives them: `size` numbers in [-1, 1], or a one-hot vector."""
+
+    size: int
+    discrete: bool
+
+
+class Agent:
+    """Base of the agents that imagine with one trunk world model.
+
+    A subclass creates further nets in `create`, says its `stages()`, and may change the hooks of
+    the behaviour learner (`features`, `reward`). `config` is the resolved configuration.
+    """
+
+    def __init__(self, config, action: ActionSpace):
+        self.config, self.action_space = config, action
+        self.nets: dict[str, Net] = {}
+        self.create()
+        for net in self.nets.values():
+            net.build()
+            initialise(net, config.seed)
+
+    # ----- nets --------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        """Makes the trunk world model, actor and critic."""
+        config = self.config
+        self.latent = make_latent(config.v2.latent, config.v2.stoch, config.v2.classes)
+        encoder = self.add(Encoder("encoder", config.v2.depth, config.precision))
+        trunk = self.add(self.make_rssm("trunk", self.action_space.size, encoder.size))
+        width = trunk.feature_size
+        decoder = self.add(Decoder("image", width, config.v2.depth, config.precision))
+        reward = self.add(self.make_mlp("reward", width, config.v2.reward_layers, 1))
+        discount = (self.add(self.make_mlp("discount", width, config.v2.discount_layers, 1))
+                    if config.v2.discount_head else None)
+        self.model = WorldModel(
+            encoder, trunk, decoder, reward, discount, gamma=config.behavior.gamma,
+            reward_map=config.data.reward, free=config.kl.free, balance=config.kl.balance)
+        self.create_behavior(width)
+
+    def create_behavior(self, width: int) -> None:
+        """Actor, critic and slow critic over inputs of `width`."""
+        config, keys = self.config, self.config.behavior
+        action = ACTIONS[keys.actor](self.action_space.size)
+        actor = self.add(self.make_mlp("actor", width, config.v2.actor_layers, action.outputs))
+        critic = self.add(self.make_mlp("critic", width, config.v2.critic_layers, 1))
+        slow = self.add(self.make_mlp("slow_critic", width, config.v2.critic_layers, 1))
+        self.learner = ImaginedActorCritic(
+            self, actor, critic, slow, action, indexing=keys.indexing, horizon=keys.horizon,
+            lambda_=keys["lambda"], gradient=keys.gradient, mix=keys.mix, entropy=keys.entropy,
+            slow_every=keys.slow_every, unroll=config.unroll)
+
+    def add(self, net: Net) -> Any:
+        self.nets[net.name] = net
+        return net
+
+    def make_rssm(self, name: str, action: int, embed: int) -> RSSM:
+        sizes = self.config.v2
+        return RSSM(name, action, embed, sizes.deter, sizes.hidden, self.latent,
+                    sizes.activation, self.config.unroll, self.config.precision)
+
+    def make_mlp(self, name: str, width: int, layers: int, out: int) -> MLP:
+        sizes = self.config.v2
+        return MLP(name, width, sizes.units, layers, out, sizes.activation, self.config.precision)
+
+    def weights(self, *names: str) -> dict[str, tf.Variable]:
+        """Variables by path, of the named nets or of all."""
+        nets = [self.nets[name] for name in names] if names else self.nets.values()
+        return {v.path: v.value for net in nets for v in net.weights}
+
+    def group(self, stage: str, name: str, *nets: str) -> Adam:
+        """The optimiser of group `name` (its keys in the configuration) over the named nets."""
+        keys = self.config[name]
+        return Adam(f"{stage}/{name}", self.weights(*nets), keys.lr, keys.eps, keys.clip,
+                    keys.decay)
+
+    def loss_scale(self, stage: str) -> LossScale:
+        return LossScale(stage, self.config.precision == "mixed_float16")
+
+    def copy(self, source: str, target: str) -> None:
+        """Overwrites one net's weights by those of another of the same shape."""
+        for left, right in zip(self.nets[source].weights, self.nets[target].weights, strict=True):
+            right.assign(left)
+
+    # ----- what the loop calls -----------------------------------------------------------------
+
+    def stages(self) -> list[Stage]:
+        """The stages of training, in order."""
+        raise NotImplementedError("stages() -> list[Stage]")
+
+    def policy(self, image: tf.Tensor, is_first: tf.Tensor, state: State, seed: tf.Tensor,
+               sample: bool = False) -> tuple[tf.Tensor, State]:
+        """Acts on `image [B, 64, 64, 3]` uint8; rows where `is_first [B]` start from zeros.
+
+        `state` is `initial(B)` or what the last call returned (it holds the action taken); the
+        latent is sampled with `seed [2]`; the action is the actor's mode, or a sample. Returns
+        actions `[B, A]` in [-1, 1] or one-hot, and the next state.
+        """
+        keep = 1.0 - tf.cast(is_first, tf.float32)
+        masked = {k: v * tf.cast(tf.reshape(keep, [-1] + [1] * (len(v.shape) - 1)), v.dtype)
+                  for k, v in state.items()}
+        latent_seed, action_seed, hook_seed = split_seed(seed, 3)
+        count = tf.shape(image)[0]
+        rssm, actor = self.model.rssm, self.learner.actor
+        latent = {k: v for k, v in masked.items() if k != "action"}
+        latent = rssm.observe_step(latent, masked["action"], self.model.encoder(preprocess(image)),
+                                   rssm.latent.noise(latent_seed, [count]))
+        dist = self.learner.action
+        stats = dist.stats(actor(self.features((), latent, hook_seed).actor))
+        action = dist.sample(stats, dist.noise(action_seed, [count])) if sample else dist.mode(stats)
+        return action, {**latent, "action": action}
+
+    def initial(self, batch) -> State:
+        """The policy's state before the first frame of `batch` episodes."""
+        return {**self.model.rssm.initial(batch),
+                "action": tf.zeros([batch, self.action_space.size])}
+
+    def report(self, stage: str, batches, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Videos `[T, H, W, 3]` and pictures `[H, W, 3]` in [0, 1], by name, of a held-out batch."""
+        return {"open_loop/trunk": self.open_loop(self.model.rssm, self.model.decoder,
+                                                  self.model.encoder(preprocess(batches["target"]["image"])),
+                                                  batches["target"]["action"],
+                                                  batches["target"]["image"], seed)}
+
+    def open_loop(self, rssm: RSSM, decoder: Decoder, embed, action, image, seed,
+                  context: int = 5, columns: int = 4) -> tf.Tensor:
+        """Truth, prediction and error from top to bottom, `[T, 3 H, columns * W, 3]` in [0, 1].
+
+        The first `context` frames are reconstructions, the rest is imagined from the actions alone.
+        """
+        embed, action, image = embed[:columns], action[:columns], image[:columns]
+        context = min(context, image.shape[1] - 1)
+        seen, ahead = split_seed(seed, 2)
+        posterior, _ = rssm.observe(embed[:, :context], action[:, :context], seen)
+        last = {k: v[:, -1] for k, v in posterior.items()}
+        future = rssm.imagine(last, action[:, context:], ahead)
+        features = tf.concat([rssm.features(posterior), rssm.features(future)], 1)
+        truth = preprocess(image) + 0.5
+        model = tf.clip_by_value(tf.cast(decoder(features), tf.float32) + 0.5, 0, 1)
+        rows = tf.concat([truth, model, (model - truth + 1) / 2], 2)
+        return tf.concat(tf.unstack(rows), 2)
+
+    # ----- hooks of the behaviour learner ------------------------------------------------------
+
+    def features(self, carry, state: State, seed: tf.Tensor) -> Inputs:
+        """Actor and critic see the state."""
+        features = self.model.rssm.features(state)
+        return Inputs(features, features, carry, {})
+
+    def imagine_step(self, state: State, action: tf.Tensor, noise: tf.Tensor) -> State:
+        return self.model.rssm.imagine_step(state, action, noise)
+
+    def latent_noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
+        return self.model.rssm.latent.noise(seed, leading)
+
+    def reward(self, rollout: Trajectory, seed: tf.Tensor) -> tuple[tf.Tensor, dict]:
+        """The reward head's mean in states 0 ... n-2."""
+        states = {k: v[:-1] for k, v in rollout.state.items()}
+        reward = self.model.reward(self.model.rssm.features(states))
+        return reward, {"extrinsic_reward": tf.reduce_mean(reward)}
+
+    def discount(self, rollout: Trajectory) -> tf.Tensor:
+        states = {k: v[:-1] for k, v in rollout.state.items()}
+        return self.model.discount(self.model.rssm.features(states))

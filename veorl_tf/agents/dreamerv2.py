@@ -1,0 +1,53 @@
+"""DreamerV2 (Hafner et al. 2021) trained offline: first the world model, then the behaviour.
+
+The baseline of VeoRL: the same sizes, indexing and optimisers, no video.
+"""
+
+import tensorflow as tf
+
+from veorl_tf.agents.agent import Agent
+from veorl_tf.agents.stage import Stage, Stream, split_seed
+from veorl_tf.agents.world_model import flat_states
+
+
+class DreamerV2(Agent):
+
+    def stages(self) -> list[Stage]:
+        return [self.model_stage(), self.behavior_stage()]
+
+    def model_stage(self) -> Stage:
+        config = self.config
+        nets = ["encoder", "trunk", "image", "reward"]
+        nets += ["discount"] if config.v2.discount_head else []
+        scales = {"image": config.scale.image, "reward": config.scale.reward,
+                  "kl": config.kl.scale, "discount": config.scale.discount}
+        return Stage(
+            name="model", losses=self.model_losses, streams={"target": self.target_stream()},
+            scales={name: scales[name] for name in self.model.loss_names},
+            groups={"model": self.group("model", "model", *nets)},
+            loss_scale=self.loss_scale("model"))
+
+    def behavior_stage(self) -> Stage:
+        return Stage(
+            name="behavior", losses=self.behavior_losses, streams={"target": self.target_stream()},
+            scales={"actor": 1.0, "critic": 1.0},
+            groups={"actor": self.group("behavior", "actor", "actor"),
+                    "critic": self.group("behavior", "critic", "critic")},
+            loss_scale=self.loss_scale("behavior"),
+            before_update=self.learner.copy_slow, evaluates=True)
+
+    def target_stream(self) -> Stream:
+        keys = ("image", "action", "reward", "discount")
+        return Stream("target", self.config.data.length, keys)
+
+    def model_losses(self, batches, seed: tf.Tensor):
+        terms, _, metrics = self.model.losses(batches["target"], seed)
+        return terms, metrics
+
+    def behavior_losses(self, batches, seed: tf.Tensor):
+        """Imagines from every posterior state of the batch; the model is frozen."""
+        model_seed, behavior_seed = split_seed(seed, 2)
+        posterior, _ = self.model.observe(batches["target"], model_seed)
+        discount = self.config.behavior.gamma * tf.reshape(batches["target"]["discount"], [-1])
+        first = discount if self.config.v2.discount_head else None
+        return self.learner.losses(flat_states(posterior), behavior_seed, first)

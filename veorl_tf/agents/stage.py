@@ -1,0 +1,125 @@
+"""What an agent tells the loop about its training, and the compiled update that the loop calls."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import tensorflow as tf
+
+from veorl_tf.core import seeds
+from veorl_tf.nets.optimizers import Adam, LossScale
+
+Batches = Mapping[str, Mapping[str, tf.Tensor]]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A named stream of windows: from which dataset, how long, and which arrays."""
+
+    dataset: str                     # "target" or "source"
+    length: int                      # frames per window
+    keys: tuple[str, ...]            # "image", "action", "reward", "discount"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    `losses(batches, seed)` returns the terms (scalars by name, whose names must equal those of
+    `scales`) and metrics. `groups` are the optimiser groups, disjoint sets of variables, that one
+    gradient of the weighted sum trains. `begin` runs once before the first update, `before_update`
+    before each, inside the graph, with the update's index.
+    """
+
+    name: str
+    streams: Mapping[str, Stream]
+    losses: Callable[[Batches, tf.Tensor], tuple[dict, dict]]
+    scales: Mapping[str, float]
+    groups: Mapping[str, Adam]
+    loss_scale: LossScale
+    evaluates: bool = False
+    begin: Callable[[], None] = field(default=lambda: None)
+    before_update: Callable[[tf.Tensor], None] = field(default=lambda index: None)
+
+    def start(self) -> None:
+        """What happens once before the first update: `begin`, and fresh optimisers."""
+        self.begin()
+        for group in self.groups.values():
+            group.reset()
+        self.loss_scale.reset()
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        """The optimisers' variables, by path."""
+        parts = [*self.groups.values(), self.loss_scale]
+        return {path: v for part in parts for path, v in part.state.items()}
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """Everything that this stage trains, by path."""
+        return {p: v for group in self.groups.values() for p, v in group.variables.items()}
+
+
+class Update:
+    """A stage's update, compiled: `update(batches, index) -> metrics`, tensors in and out.
+
+    Randomness derives from (seed, stage, index) alone, so update `index` gives the same numbers
+    after a resume. `evaluate` computes the same losses on a held-out batch and changes nothing.
+    """
+
+    def __init__(self, stage: Stage, seed: int, jit: bool = False):
+        self.stage = stage
+        self._seed = tf.constant(seeds.graph_seed(seed, stage.name))
+        self._held_out_seed = tf.constant(seeds.graph_seed(seed, f"{stage.name}/validation"))
+        self._update = tf.function(self._train, jit_compile=jit, autograph=False)
+        self._losses = tf.function(self._measure, jit_compile=jit, autograph=False)
+
+    def __call__(self, batches: Batches, index: int) -> dict[str, tf.Tensor]:
+        return self._update(batches, tf.constant(index, tf.int32))
+
+    def evaluate(self, batches: Batches, index: int) -> dict[str, tf.Tensor]:
+        """Losses and metrics of a batch under update `index`'s validation noise."""
+        return self._losses(batches, tf.constant(index, tf.int32))
+
+    def _train(self, batches: Batches, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        stage = self.stage
+        stage.before_update(index)
+        variables = stage.variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(list(variables.values()))
+            terms, metrics = stage.losses(batches, _fold(self._seed, index))
+            total = weighted_sum(terms, stage.scales)
+            scaled = total * stage.loss_scale.scale
+        grads = tape.gradient(scaled, variables, unconnected_gradients="zero")
+        unscaled = {p: tf.convert_to_tensor(g) / stage.loss_scale.scale for p, g in grads.items()}
+        all_finite = tf.constant(True)
+        for name, group in stage.groups.items():
+            finite, applied = group.apply({p: unscaled[p] for p in group.variables})
+            all_finite &= finite
+            metrics.update({f"{name}/{k}": v for k, v in applied.items()})
+        stage.loss_scale.adapt(all_finite)
+        return {**_named(terms), **metrics, "loss/total": total}
+
+    def _measure(self, batches: Batches, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        terms, metrics = self.stage.losses(batches, _fold(self._held_out_seed, index))
+        total = weighted_sum(terms, self.stage.scales)
+        return {**_named(terms), **metrics, "loss/total": total}
+
+
+def weighted_sum(terms: Mapping[str, tf.Tensor], scales: Mapping[str, float]) -> tf.Tensor:
+    """The sum of `terms` times `scales`; the two must name the same losses."""
+    if set(terms) != set(scales):
+        raise ValueError(f"losses {sorted(terms)} but scales {sorted(scales)}")
+    return tf.add_n([scales[name] * tf.cast(term, tf.float32) for name, term in terms.items()])
+
+
+def split_seed(seed: tf.Tensor, count: int) -> list[tf.Tensor]:
+    """`count` independent seeds for stateless operations."""
+    return tf.unstack(tf.random.split(seed, count))
+
+
+def _fold(seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    return tf.random.fold_in(seed, index)
+
+
+def _named(terms: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {f"loss/{name}": term for name, term in terms.items()}

@@ -1,0 +1,227 @@
+"""VeoRL: offline reinforcement learning from pixels, helped by unlabelled video (ICML 2025).
+
+Three stages. `abstraction`: the behaviour abstraction network (BAN) turns pairs of frames into
+discrete codes that drive a first world model, the plan net. `model`: the frozen BAN labels target
+and source sequences, which are compacted to the frames where a behaviour ends; the plan net learns
+to jump between those, the trunk net learns the true actions, and a behaviour cloner learns which
+code comes next. `behavior`: actor and critic imagine in the trunk, see the cloned code, and are
+rewarded for staying close to what the plan net predicts.
+"""
+
+import tensorflow as tf
+
+from veorl_tf.agents.behavior import Inputs, Trajectory
+from veorl_tf.agents.compaction import Jumps, compact, take_frames
+from veorl_tf.agents.dreamerv2 import DreamerV2
+from veorl_tf.agents.objectives import balanced_kl, global_mean, linear_mmd, safe_norm
+from veorl_tf.agents.stage import Stage, Stream, split_seed
+from veorl_tf.nets.base import MLP
+from veorl_tf.nets.quantizer import BehaviorAbstraction, usage
+from veorl_tf.nets.rssm import State
+from veorl_tf.nets.vision import Decoder, Encoder, image_error, preprocess
+
+
+class VeoRL(DreamerV2):
+
+    # ----- nets --------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        keys, precision = self.config.veorl, self.config.precision
+        super().create()
+        embed, width = self.model.encoder.size, self.model.rssm.feature_size
+        depth = self.config.v2.depth
+        self.encoder_ban = self.add(Encoder("encoder_ban", depth, precision))
+        self.ban = self.add(BehaviorAbstraction(
+            "ban", embed, keys.ban_units, keys.codes, keys.code_size, keys.commitment, precision))
+        self.plan = self.add(self.make_rssm("plan", keys.code_size, embed))
+        self.plan_decoder = self.add(Decoder("image_latent", width, depth, precision))
+        self.cloner = self.add(MLP(
+            "bc", width, width // 2, 1, keys.code_size, "relu", precision))
+
+    def create_behavior(self, width: int) -> None:
+        """Actor and critic see the state and a behaviour code."""
+        super().create_behavior(width + self.config.veorl.code_size)
+
+    # ----- stages ------------------------------------------------------------------------------
+
+    def stages(self) -> list[Stage]:
+        return [self.abstraction_stage(), self.model_stage(), self.behavior_stage()]
+
+    def abstraction_stage(self) -> Stage:
+        data, keys = self.config.data, self.config.veorl
+        nets = ("encoder_ban", "ban", "plan", "image")
+        return Stage(
+            name="abstraction", losses=self.abstraction_losses,
+            streams={"target": self.target_stream(),
+                     "source": Stream("source", data.source_length, ("image",))},
+            scales={"image": self.config.scale.image, "kl": self.config.kl.scale,
+                    "vq": keys.vq_scale, "mmd": keys.mmd_scale},
+            groups={"model": self.group("abstraction", "model", *nets)},
+            loss_scale=self.loss_scale("abstraction"))
+
+    def model_stage(self) -> Stage:
+        data, keys = self.config.data, self.config.veorl
+        trunk = super().model_stage()
+        nets = ["encoder", "plan", "trunk", "image", "image_latent", "reward", "bc"]
+        nets += ["discount"] if self.config.v2.discount_head else []
+        kl = keys.plan_kl_scale * self.config.kl.scale
+        scales = {"mmd": keys.mmd_scale}
+        for domain in ("target", "source"):
+            scales |= {f"plan_image_{domain}": keys.plan_image_scale, f"plan_kl_{domain}": kl,
+                       f"bc_{domain}": keys.bc_scale}
+        if keys.bc_on_trunk:
+            scales["bc_trunk"] = keys.bc_scale
+        return Stage(
+            name="model", losses=self.model_losses, begin=self.begin_model,
+            streams={**trunk.streams,
+                     "target_long": Stream("target", data.long_length, ("image",)),
+                     "source": Stream("source", data.source_length, ("image",))},
+            scales={**trunk.scales, **scales},
+            groups={"model": self.group("model", "model", *nets)}, loss_scale=trunk.loss_scale)
+
+    def begin_model(self) -> None:
+        """Encoder and plan decoder start from what stage 1 learnt; the BAN is frozen from here."""
+        self.copy("encoder_ban", "encoder")
+        self.copy("image", "image_latent")
+        if self.config.veorl.trunk_from_plan:
+            self.trunk_from_plan()
+
+    def trunk_from_plan(self) -> None:
+        """Starts the trunk from the plan net, but for the rows of `img_in` that read actions."""
+        for plan, trunk in zip(self.plan.weights, self.model.rssm.weights, strict=True):
+            if plan.shape == trunk.shape:
+                trunk.assign(plan)
+            else:
+                rows = self.latent.size
+                trunk.assign(tf.concat([plan.value[:rows], trunk.value[rows:]], 0))
+
+    # ----- stage 1 -----------------------------------------------------------------------------
+
+    def abstraction_losses(self, batches, seed: tf.Tensor):
+        """Reconstruct target frames from a world model that is driven by codes alone."""
+        image = preprocess(batches["target"]["image"])
+        target = self.encoder_ban(image)
+        source = self.encoder_ban(preprocess(batches["source"]["image"]))
+        codes = self.ban(target)
+        posterior, prior = self.plan.observe(target[:, 1:], codes.code, seed)
+        reconstruction = self.model.decoder(self.plan.features(posterior))
+        kl, nats = balanced_kl(self.latent, posterior, prior, self.config.kl.free,
+                               self.config.kl.balance)
+        terms = {
+            "image": global_mean(image_error(reconstruction, image[:, 1:])),
+            "kl": kl,
+            "vq": global_mean(codes.loss),
+            "mmd": linear_mmd(source, target),
+        }
+        metrics = {"kl_nats": nats}
+        for domain, index in (("target", codes.index), ("source", self.ban(source).index)):
+            metrics |= self.code_metrics(domain, index)
+        return terms, metrics
+
+    def code_metrics(self, domain: str, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Codebook use and the share of transitions at which the code changes."""
+        changes = tf.cast(tf.not_equal(index[:, 1:], index[:, :-1]), tf.float32)
+        named = usage(index, self.config.veorl.codes) | {"jump_rate": tf.reduce_mean(changes)}
+        return {f"codes_{domain}/{k}": v for k, v in named.items()}
+
+    # ----- stage 2 -----------------------------------------------------------------------------
+
+    def label(self, image: tf.Tensor) -> tf.Tensor:
+        """Code indices `[B, L - 1]` of frames `[B, L, ...]` by the frozen BAN."""
+        return tf.stop_gradient(self.ban(self.encoder_ban(preprocess(image))).index)
+
+    def model_losses(self, batches, seed: tf.Tensor):
+        trunk_seed, target_seed, source_seed = split_seed(seed, 3)
+        terms, posterior, metrics = self.model.losses(batches["target"], trunk_seed)
+        slots = {"target_long": min(self.config.data.length, self.config.data.long_length - 1),
+                 "source": self.config.data.source_length - 1}
+        embeds = {}
+        for stream, stream_seed in (("target_long", target_seed), ("source", source_seed)):
+            domain = stream.split("_")[0]
+            image = batches[stream]["image"]
+            index = self.label(image)
+            jumps = compact(index, slots[stream])
+            plan_terms, plan_metrics, embeds[domain] = self.plan_losses(image, jumps, stream_seed)
+            terms |= {f"{k}_{domain}": v for k, v in plan_terms.items()}
+            metrics |= {f"{k}_{domain}": v for k, v in plan_metrics.items()}
+            metrics |= self.code_metrics(domain, index)
+        (source, source_mask), (target, target_mask) = embeds["source"], embeds["target"]
+        terms["mmd"] = linear_mmd(source, target, source_mask, target_mask)
+        if self.config.veorl.bc_on_trunk:
+            terms["bc_trunk"] = self.trunk_cloning_loss(batches["target"]["image"], posterior)
+        return terms, metrics
+
+    def plan_losses(self, image: tf.Tensor, jumps: Jumps, seed: tf.Tensor):
+        """The plan net on key frames: from where one behaviour ends to where the next one does.
+
+        Means are over valid slots; the image loss keeps VeoRL's weight, the sum over valid slots
+        divided by all of them.
+        """
+        mask = jumps.mask
+        frames = preprocess(take_frames(image, jumps)) * mask[..., None, None, None]
+        codes = self.ban.codebook.lookup(jumps.code) * mask[..., None]
+        codes = tf.stop_gradient(codes)
+        embed = self.model.encoder(frames)
+        posterior, prior = self.plan.observe(embed, codes, seed)
+        features = self.plan.features(posterior)
+        kl, nats = balanced_kl(self.latent, posterior, prior, self.config.kl.free,
+                               self.config.kl.balance, mask)
+        error = image_error(self.plan_decoder(features), frames)
+        cloned = self.cloner(tf.stop_gradient(features[:, :-1]))
+        miss = tf.reduce_mean(tf.square(cloned - codes[:, 1:]), -1)
+        terms = {"plan_image": global_mean(mask * error), "plan_kl": kl,
+                 "bc": global_mean(miss, mask[:, 1:])}
+        metrics = {"plan_kl_nats": nats, "plan_image_per_frame": global_mean(error, mask),
+                   "runs": global_mean(jumps.runs)}
+        return terms, metrics, (embed, mask)
+
+    def trunk_cloning_loss(self, image: tf.Tensor, posterior: State) -> tf.Tensor:
+        """Optional: the cloner also predicts, from trunk states, the code of the next transition."""
+        codes = tf.stop_gradient(self.ban.codebook.lookup(self.label(image)))
+        features = tf.stop_gradient(self.model.rssm.features(posterior))[:, :-1]
+        return global_mean(tf.square(self.cloner(features) - codes))
+
+    # ----- stage 3: hooks of the behaviour learner ---------------------------------------------
+
+    def features(self, carry, state: State, seed: tf.Tensor) -> Inputs:
+        """x = [f, q]: the state's features and the code that the cloner proposes there."""
+        features = self.model.rssm.features(state)
+        code = self.ban.codebook.snap(self.cloner(features))
+        x = tf.concat([tf.cast(features, tf.float32), code], -1)
+        return Inputs(x, x, carry, {"code": code})
+
+    def reward(self, rollout: Trajectory, seed: tf.Tensor) -> tuple[tf.Tensor, dict]:
+        """Extrinsic plus intrinsic reward of states 0 ... n-2.
+
+        The plan net takes one step from the trunk state s_{t-1} under its code; the intrinsic
+        reward of s_t is minus the distance to where that step leads (0 for t = 0).
+        """
+        extrinsic, metrics = super().reward(rollout, seed)
+        before = {k: v[:-2] for k, v in rollout.state.items()}
+        reached = {k: v[1:-1] for k, v in rollout.state.items()}
+        planned = self.plan_step(before, rollout.inputs.extras["code"][:-2], seed)
+        stoch = self.sample_of(reached) - self.sample_of(planned)
+        deter = tf.cast(reached["deter"], tf.float32) - tf.cast(planned["deter"], tf.float32)
+        distance = safe_norm(tf.concat([stoch, deter], -1))
+        intrinsic = tf.pad(-distance, [[1, 0], [0, 0]])
+        metrics |= {"intrinsic_reward": tf.reduce_mean(intrinsic),
+                    "plan_distance_stoch": tf.reduce_mean(safe_norm(stoch)),
+                    "plan_distance_deter": tf.reduce_mean(safe_norm(deter))}
+        return extrinsic + self.config.veorl.intrinsic_scale * intrinsic, metrics
+
+    def plan_step(self, state: State, code: tf.Tensor, seed: tf.Tensor) -> State:
+        """One plan step from trunk states `[n, N, ...]`."""
+        leading = code.shape[:2]
+        flat = {k: tf.reshape(v, [-1, *v.shape[2:]]) for k, v in state.items()}
+        noise = self.latent.noise(seed, [leading[0] * leading[1]])
+        step = self.plan.imagine_step(flat, tf.reshape(code, [-1, code.shape[-1]]), noise)
+        return {k: tf.reshape(v, [*leading, *v.shape[1:]]) for k, v in step.items()}
+
+    def sample_of(self, state: State) -> tf.Tensor:
+        """The stochastic part that distances compare: the sample, or optionally its mean."""
+        if not self.config.veorl.intrinsic_mean:
+            return tf.cast(state["stoch"], tf.float32)
+        if "mean" in state:
+            return state["mean"]
+        probs = tf.nn.softmax(state["logit"])
+        return tf.reshape(probs, tf.shape(state["stoch"]))

@@ -1,0 +1,1 @@
+"""Keras layers and the small pure functions around them. Nothing here reads a configuration."""

@@ -1,0 +1,190 @@
+"""Distributions over latents and actions.
+
+A distribution is described by a dict of float32 statistics, so that it can travel through loops
+and be saved. Samples are made from noise that is drawn beforehand: one stateless draw for a whole
+sequence instead of one per time step, and a test that sets the noise to zero sees the mode path.
+Densities, entropies and divergences come from TensorFlow Probability, in float32.
+"""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+Stats = dict[str, tf.Tensor]
+
+
+def straight_through(hard: tf.Tensor, soft: tf.Tensor) -> tf.Tensor:
+    """Exactly `hard` forwards, the gradient of `soft` backwards."""
+    return tf.stop_gradient(hard) + (soft - tf.stop_gradient(soft))
+
+
+def sigmoid2(x: tf.Tensor, minimum: float) -> tf.Tensor:
+    """Dreamer's standard deviation: `2 sigmoid(x / 2) + minimum`, 1 + minimum at zero."""
+    return 2 * tf.sigmoid(x / 2) + minimum
+
+
+class GaussianLatent:
+    """Diagonal Gaussian of `size` numbers; statistics `mean`, `std` `[..., size]`."""
+
+    def __init__(self, size: int, min_std: float = 0.1):
+        self.size = size            # width of a sample
+        self.outputs = 2 * size     # width of the layer that predicts it
+        self.noise_shape = (size,)
+        self.min_std = min_std
+        self.shapes = {"mean": (size,), "std": (size,)}
+
+    def stats(self, x: tf.Tensor) -> Stats:
+        mean, std = tf.split(tf.cast(x, tf.float32), 2, -1)
+        return {"mean": mean, "std": sigmoid2(std, self.min_std)}
+
+    def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
+        return tf.random.stateless_normal([*leading, self.size], seed)
+
+    def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
+        return stats["mean"] + stats["std"] * noise
+
+    def mode(self, stats: Stats) -> tf.Tensor:
+        return stats["mean"]
+
+    def kl(self, left: Stats, right: Stats) -> tf.Tensor:
+        """KL(left || right) summed over the numbers: `[...]`."""
+        make = lambda s: tfd.MultivariateNormalDiag(s["mean"], s["std"])
+        return tfd.kl_divergence(make(left), make(right))
+
+    def entropy(self, stats: Stats) -> tf.Tensor:
+        return tfd.MultivariateNormalDiag(stats["mean"], stats["std"]).entropy()
+
+
+class CategoricalLatent:
+    """`groups` one-hot vectors of `classes`, flattened; statistic `logit` `[..., groups, classes]`.
+
+    Samples are straight-through: one-hot forwards, the probabilities' gradient backwards.
+    """
+
+    def __init__(self, groups: int, classes: int):
+        self.groups, self.classes = groups, classes
+        self.size = groups * classes
+        self.outputs = self.size
+        self.noise_shape = (groups, classes)
+        self.shapes = {"logit": (groups, classes)}
+
+    def stats(self, x: tf.Tensor) -> Stats:
+        leading = [*_leading(x)]
+        return {"logit": tf.reshape(tf.cast(x, tf.float32), leading + [self.groups, self.classes])}
+
+    def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
+        return gumbel(seed, [*leading, self.groups, self.classes])
+
+    def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
+        return self._flat(one_hot_sample(stats["logit"], noise))
+
+    def mode(self, stats: Stats) -> tf.Tensor:
+        return self._flat(one_hot_sample(stats["logit"], 0.0))
+
+    def _flat(self, x: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(x, [*_leading(x, 2), self.size])
+
+    def kl(self, left: Stats, right: Stats) -> tf.Tensor:
+        """KL(left || right) summed over the groups: `[...]`."""
+        make = lambda s: tfd.Independent(tfd.OneHotCategorical(s["logit"]), 1)
+        return tfd.kl_divergence(make(left), make(right))
+
+    def entropy(self, stats: Stats) -> tf.Tensor:
+        return tfd.Independent(tfd.OneHotCategorical(stats["logit"]), 1).entropy()
+
+
+class TruncatedNormalAction:
+    """Normal truncated to [-1, 1]; statistics `mean` = tanh, `std` = sigmoid2 + 0.1, `[..., A]`.
+
+    Sampling inverts the distribution function, so the gradient with respect to both statistics is
+    exact; samples are clipped just inside the bounds, straight-through.
+    """
+
+    EDGE = 1e-6
+
+    def __init__(self, size: int, min_std: float = 0.1):
+        self.size = size
+        self.outputs = 2 * size
+        self.min_std = min_std
+
+    def stats(self, x: tf.Tensor) -> Stats:
+        mean, std = tf.split(tf.cast(x, tf.float32), 2, -1)
+        return {"mean": tf.tanh(mean), "std": sigmoid2(std, self.min_std)}
+
+    def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
+        return tf.random.stateless_uniform([*leading, self.size], seed, 1e-6, 1 - 1e-6)
+
+    def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
+        mean, std = stats["mean"], stats["std"]
+        low, high = (_normal_cdf((bound - mean) / std) for bound in (-1.0, 1.0))
+        x = mean + std * tf.math.ndtri(low + noise * (high - low))
+        return straight_through(tf.clip_by_value(x, -1 + self.EDGE, 1 - self.EDGE), x)
+
+    def mode(self, stats: Stats) -> tf.Tensor:
+        return stats["mean"]
+
+    def _distribution(self, stats: Stats) -> tfd.Distribution:
+        return tfd.Independent(tfd.TruncatedNormal(stats["mean"], stats["std"], -1.0, 1.0), 1)
+
+    def log_prob(self, stats: Stats, action: tf.Tensor) -> tf.Tensor:
+        return self._distribution(stats).log_prob(tf.cast(action, tf.float32))
+
+    def entropy(self, stats: Stats) -> tf.Tensor:
+        return self._distribution(stats).entropy()
+
+
+class OneHotAction:
+    """One of `size` actions as a one-hot vector, straight-through; statistic `logit` `[..., A]`."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.outputs = size
+
+    def stats(self, x: tf.Tensor) -> Stats:
+        return {"logit": tf.cast(x, tf.float32)}
+
+    def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
+        return gumbel(seed, [*leading, self.size])
+
+    def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
+        return one_hot_sample(stats["logit"], noise)
+
+    def mode(self, stats: Stats) -> tf.Tensor:
+        return one_hot_sample(stats["logit"], 0.0)
+
+    def log_prob(self, stats: Stats, action: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.nn.log_softmax(stats["logit"]) * tf.cast(action, tf.float32), -1)
+
+    def entropy(self, stats: Stats) -> tf.Tensor:
+        return tfd.OneHotCategorical(stats["logit"]).entropy()
+
+
+ACTIONS = {"trunc_normal": TruncatedNormalAction, "onehot": OneHotAction}
+
+
+def make_latent(kind: str, stoch: int, classes: int):
+    """A latent by name: `gaussian` (stoch numbers) or `categorical` (stoch groups of classes)."""
+    return GaussianLatent(stoch) if kind == "gaussian" else CategoricalLatent(stoch, classes)
+
+
+def gumbel(seed: tf.Tensor, shape: list) -> tf.Tensor:
+    """Standard Gumbel noise in float32; the argmax of logits plus it is a categorical sample."""
+    uniform = tf.random.stateless_uniform(shape, seed, 1e-7, 1.0)
+    return -tf.math.log(-tf.math.log(uniform))
+
+
+def one_hot_sample(logit: tf.Tensor, noise) -> tf.Tensor:
+    """Gumbel-max sample `[..., C]`, straight-through to the probabilities."""
+    hard = tf.one_hot(tf.argmax(logit + noise, -1), logit.shape[-1], dtype=tf.float32)
+    return straight_through(hard, tf.nn.softmax(logit))
+
+
+def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
+    return 0.5 * tf.math.erfc(-x * 0.7071067811865476)
+
+
+def _leading(x: tf.Tensor, inner: int = 1) -> list:
+    dynamic = tf.shape(x)
+    return [x.shape[i] if x.shape[i] is not None else dynamic[i]
+            for i in range(len(x.shape) - inner)]

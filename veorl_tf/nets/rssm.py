@@ -1,0 +1,136 @@
+"""Recurrent state-space model of DreamerV2 (PlaNet's, with a LayerNorm GRU).
+
+A state is a dict of tensors with equal leading axes: `deter` `[..., D]`, the flattened sample
+`stoch` `[..., S]` and the latent's statistics (`mean`, `std`, or `logit`). Sequences are `[B, T,
+...]` outside and `[T, B, ...]` only inside the loop.
+"""
+
+import keras
+import tensorflow as tf
+
+from veorl_tf.nets.base import ACTIVATIONS, Dense, Net
+from veorl_tf.nets.scan import scan
+
+State = dict[str, tf.Tensor]
+
+
+class GRUCell(Net):
+    """GRU with one LayerNorm over its three stacked gates: `[B, X], [B, D] -> [B, D]`.
+
+    The gates are split in the order reset, candidate, update; the update gate's bias is -1.
+    """
+
+    def __init__(self, name, width, size, dtype="float32"):
+        super().__init__(name, dtype)
+        self.size = size
+        self.dense = Dense("dense", (width, size), 3 * size, dtype=dtype)
+        self.norm = keras.layers.LayerNormalization(epsilon=1e-5, name="norm", **self.leaf)
+
+    def build(self):
+        self.dense.build()
+        self.norm.build((None, 3 * self.size))
+
+    def call(self, x, deter):
+        gates = self.norm(self.dense(tf.concat([self.cast(x), self.cast(deter)], -1)))
+        reset, candidate, update = tf.split(gates, 3, -1)
+        candidate = tf.tanh(tf.sigmoid(reset) * candidate)
+        update = tf.sigmoid(update - 1)
+        return update * candidate + (1 - update) * self.cast(deter)
+
+
+class RSSM(Net):
+    """`deter`, `hidden` sizes; `latent` a distribution of `nets.distributions`; `action` and
+    `embed` are the widths of what drives it and of what it observes."""
+
+    def __init__(self, name, action, embed, deter, hidden, latent, activation="elu",
+                 unroll=True, dtype="float32"):
+        super().__init__(name, dtype)
+        self.latent, self.deter, self.unroll = latent, deter, unroll
+        self.action_size = action
+        self.activation = ACTIVATIONS[activation]
+        self.feature_size = latent.size + deter
+        self.img_in = Dense("img_in", (latent.size, action), hidden, dtype=dtype)
+        self.cell = GRUCell("cell", hidden, deter, dtype)
+        self.img_out = Dense("img_out", deter, hidden, activation, dtype)
+        self.img_dist = Dense("img_dist", hidden, latent.outputs, dtype=dtype)
+        self.obs_out = Dense("obs_out", (deter, embed), hidden, dtype=dtype)
+        self.obs_dist = Dense("obs_dist", hidden, latent.outputs, dtype=dtype)
+
+    def build(self):
+        for layer in (self.img_in, self.cell, self.img_out, self.img_dist, self.obs_out,
+                      self.obs_dist):
+            layer.build()
+
+    def initial(self, batch) -> State:
+        """The state before the first frame: all zeros, statistics included."""
+        stats = {k: tf.zeros([batch, *shape]) for k, shape in self.latent.shapes.items()}
+        return {"deter": tf.zeros([batch, self.deter], self.compute_dtype),
+                "stoch": tf.zeros([batch, self.latent.size]), **stats}
+
+    def features(self, state: State) -> tf.Tensor:
+        """`[..., S + D]`: the sample, then the deterministic part, in the compute type."""
+        return tf.concat([self.cast(state["stoch"]), self.cast(state["deter"])], -1)
+
+    def prior(self, deter: tf.Tensor) -> State:
+        """Statistics of the prior p(z | h) for `deter [..., D]`."""
+        return self.latent.stats(self.img_dist(self.img_out(deter)))
+
+    def observe(self, embed: tf.Tensor, action: tf.Tensor, seed: tf.Tensor) -> tuple[State, State]:
+        """Filters a sequence from the zero state.
+
+        `embed [B, T, E]` and `action [B, T, A]`, action[t] being the one that led to frame t, give
+        posterior states `[B, T, ...]` and the prior's statistics at the same steps. Whatever does
+        not depend on the recurrent state (inputs before, prior after the loop) is one product over
+        all steps.
+        """
+        batch, steps = embed.shape[0] or tf.shape(embed)[0], embed.shape[1]
+        inputs = (
+            _time_major(self.img_in.with_bias(self.img_in.part(1, action))),
+            _time_major(self.obs_out.with_bias(self.obs_out.part(1, embed))),
+            self.latent.noise(seed, [steps, batch]),
+        )
+        initial = self.initial(batch)
+
+        def step(carry, inputs):
+            action_part, embed_part, noise = inputs
+            deter = self._deter(carry["stoch"], carry["deter"], action_part)
+            return self._posterior(deter, embed_part, noise)
+
+        states = scan(step, initial, inputs, self.unroll)
+        posterior = {k: _time_major(v) for k, v in states.items()}
+        return posterior, self.prior(posterior["deter"])
+
+    def observe_step(self, state: State, action, embed, noise) -> State:
+        """One step of `observe`: `[B, ...]` states, `action [B, A]`, `embed [B, E]`."""
+        action_part = self.img_in.with_bias(self.img_in.part(1, action))
+        embed_part = self.obs_out.with_bias(self.obs_out.part(1, embed))
+        deter = self._deter(state["stoch"], state["deter"], action_part)
+        return self._posterior(deter, embed_part, noise)
+
+    def imagine_step(self, state: State, action, noise) -> State:
+        """One step without a frame: the next state is a sample of the prior."""
+        action_part = self.img_in.with_bias(self.img_in.part(1, action))
+        deter = self._deter(state["stoch"], state["deter"], action_part)
+        stats = self.prior(deter)
+        return {"deter": deter, "stoch": self.latent.sample(stats, noise), **stats}
+
+    def imagine(self, state: State, action: tf.Tensor, seed: tf.Tensor) -> State:
+        """Open loop from `state [B, ...]` under `action [B, T, A]`: states `[B, T, ...]`."""
+        batch, steps = action.shape[0], action.shape[1]
+        inputs = (_time_major(action), self.latent.noise(seed, [steps, batch]))
+        states = scan(lambda s, x: self.imagine_step(s, *x), state, inputs, self.unroll)
+        return {k: _time_major(v) for k, v in states.items()}
+
+    def _deter(self, stoch, deter, action_part) -> tf.Tensor:
+        x = self.activation(self.img_in.part(0, stoch) + action_part)
+        return self.cell(x, deter)
+
+    def _posterior(self, deter, embed_part, noise) -> State:
+        hidden = self.activation(self.obs_out.part(0, deter) + embed_part)
+        stats = self.latent.stats(self.obs_dist(hidden))
+        return {"deter": deter, "stoch": self.latent.sample(stats, noise), **stats}
+
+
+def _time_major(x: tf.Tensor) -> tf.Tensor:
+    """Swaps the first two axes."""
+    return tf.transpose(x, [1, 0, *range(2, len(x.shape))])

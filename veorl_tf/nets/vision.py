@@ -1,0 +1,92 @@
+"""Image encoder and decoder of the Dreamer family (64x64 images)."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from veorl_tf.nets.base import Dense, Net, flatten_leading
+
+# The part of an image's Gaussian negative log-likelihood that no prediction changes, per number.
+LOG_NORMALISER = 0.5 * math.log(2 * math.pi)
+
+
+def preprocess(image: tf.Tensor, dtype: tf.DType = tf.float32) -> tf.Tensor:
+    """uint8 images to [-0.5, 0.5]."""
+    return tf.cast(image, dtype) / 255.0 - 0.5
+
+
+def image_error(mean: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    """Negative log-likelihood of `image` under Normal(mean, 1), summed over the last three axes,
+    without its constant (`LOG_NORMALISER` per number): half the squared error, in float32.
+
+    Shapes: `[..., H, W, C]` twice, to `[...]`.
+    """
+    difference = tf.cast(mean, tf.float32) - tf.cast(image, tf.float32)
+    return 0.5 * tf.reduce_sum(tf.square(difference), [-3, -2, -1])
+
+
+class Encoder(Net):
+    """Four stride-2 convolutions: `[..., 64, 64, 3]` in [-0.5, 0.5] to `[..., 8 * depth * 4]`."""
+
+    KERNELS = (4, 4, 4, 4)
+
+    def __init__(self, name, depth, dtype="float32"):
+        super().__init__(name, dtype)
+        self.size = 2 * 2 * 8 * depth
+        self.convs = [
+            keras.layers.Conv2D(depth * 2**i, kernel, 2, "valid", activation="elu",
+                                name=f"conv{i}", **self.leaf)
+            for i, kernel in enumerate(self.KERNELS)
+        ]
+
+    def build(self):
+        shape = (None, 64, 64, 3)
+        for conv in self.convs:
+            conv.build(shape)
+            shape = conv.compute_output_shape(shape)
+
+    def call(self, image):
+        x, leading = flatten_leading(self.cast(image), 3)
+        for conv in self.convs:
+            x = conv(x)
+        return tf.reshape(x, leading + [self.size])
+
+
+class Decoder(Net):
+    """Mean of a unit-variance Normal over images: `[..., F]` to `[..., 64, 64, 3]`."""
+
+    KERNELS = (5, 5, 6, 6)
+
+    def __init__(self, name, width, depth, dtype="float32"):
+        super().__init__(name, dtype)
+        self.depth = depth
+        self.dense = Dense("dense", width, 32 * depth, dtype=dtype)
+        channels = (4 * depth, 2 * depth, depth, 3)
+        self.deconvs = [
+            keras.layers.Conv2DTranspose(c, kernel, 2, "valid", name=f"deconv{i}",
+                                         activation="elu" if i < 3 else None, **self.leaf)
+            for i, (c, kernel) in enumerate(zip(channels, self.KERNELS))
+        ]
+
+    def build(self):
+        self.dense.build()
+        shape = (None, 1, 1, 32 * self.depth)
+        for deconv in self.deconvs:
+            deconv.build(shape)
+            shape = deconv.compute_output_shape(shape)
+
+    def call(self, features):
+        x, leading = flatten_leading(features, 1)
+        x = self._first(self.dense(x))
+        for deconv in self.deconvs[1:]:
+            x = deconv(x)
+        return tf.reshape(x, leading + [64, 64, 3])
+
+    def _first(self, x: tf.Tensor) -> tf.Tensor:
+        """The first transposed convolution. Its input is one pixel, so it is a matrix product."""
+        deconv = self.deconvs[0]
+        height, width, channels, fan_in = deconv.kernel.shape
+        kernel = tf.reshape(self.value(deconv.kernel), [height * width * channels, fan_in])
+        x = tf.reshape(tf.matmul(x, kernel, transpose_b=True), [-1, height, width, channels])
+        return tf.nn.elu(x + self.value(deconv.bias))
