@@ -134,11 +134,11 @@ class Agent:
                 "action": tf.zeros([batch, self.action_space.size])}
 
     def report(self, stage: str, batches, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Videos `[T, H, W, 3]` and pictures `[H, W, 3]` in [0, 1], by name, of a held-out batch."""
-        return {"open_loop/trunk": self.open_loop(self.model.rssm, self.model.decoder,
-                                                  self.model.encoder(preprocess(batches["target"]["image"])),
-                                                  batches["target"]["action"],
-                                                  batches["target"]["image"], seed)}
+        """Videos `[T, H, W, 3]` and pictures `[H, W, 3]` in [0, 1], by name, of held-out windows."""
+        batch = batches["target"]
+        embed = self.model.encoder(preprocess(batch["image"]))
+        return {"open_loop/trunk": self.open_loop(
+            self.model.rssm, self.model.decoder, embed, batch["action"], batch["image"], seed)}
 
     def open_loop(self, rssm: RSSM, decoder: Decoder, embed, action, image, seed,
                   context: int = 5, columns: int = 4) -> tf.Tensor:

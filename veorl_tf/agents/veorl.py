@@ -181,6 +181,27 @@ class VeoRL(DreamerV2):
         features = tf.stop_gradient(self.model.rssm.features(posterior))[:, :-1]
         return global_mean(tf.square(self.cloner(features) - codes))
 
+    # ----- what is shown -----------------------------------------------------------------------
+
+    def report(self, stage: str, batches, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The trunk's open-loop video, the plan net's, and a picture of the codebook."""
+        image = batches["target"]["image"]
+        embed = self.encoder_ban(preprocess(image))
+        codes = self.ban(embed)
+        pictures = {"codebook": codebook_picture(codes.index, image, self.config.veorl.codes)}
+        if stage == "abstraction":
+            return pictures | {"open_loop/plan": self.open_loop(
+                self.plan, self.model.decoder, embed[:, 1:], codes.code, image[:, 1:], seed)}
+        if stage == "model":
+            long = batches["target_long"]["image"]
+            jumps = compact(self.label(long), min(self.config.data.length, long.shape[1] - 1))
+            frames = take_frames(long, jumps)
+            code = self.ban.codebook.lookup(jumps.code) * jumps.mask[..., None]
+            pictures["open_loop/plan"] = self.open_loop(
+                self.plan, self.plan_decoder, self.model.encoder(preprocess(frames)), code, frames,
+                seed)
+        return pictures | super().report(stage, batches, seed)
+
     # ----- stage 3: hooks of the behaviour learner ---------------------------------------------
 
     def features(self, carry, state: State, seed: tf.Tensor) -> Inputs:
@@ -225,3 +246,23 @@ class VeoRL(DreamerV2):
             return state["mean"]
         probs = tf.nn.softmax(state["logit"])
         return tf.reshape(probs, tf.shape(state["stoch"]))
+
+
+def codebook_picture(index: tf.Tensor, image: tf.Tensor, entries: int, columns: int = 10):
+    """What each code does: mean frame before, mean frame after and their difference (grey = none,
+    amplified), one column per code, `columns` codes a line; codes the batch does not use are black.
+
+    `index [B, T - 1]` labels the transitions of `image [B, T, H, W, 3]`; returns `[H', W', 3]`.
+    """
+    frames = preprocess(image) + 0.5
+    shape = frames.shape[2:]
+    label = tf.reshape(index, [-1])
+    mean = lambda x: tf.math.unsorted_segment_mean(tf.reshape(x, [-1, *shape]), label, entries)
+    before, after = mean(frames[:, :-1]), mean(frames[:, 1:])
+    used = tf.math.unsorted_segment_sum(tf.ones_like(label, tf.float32), label, entries) > 0
+    change = tf.clip_by_value(0.5 + 4 * (after - before), 0, 1)
+    change = tf.where(used[:, None, None, None], change, 0)
+    cells = tf.concat([before, after, change], 1)
+    cells = tf.pad(cells, [[0, -entries % columns], [0, 4], [0, 0], [0, 0]])
+    lines = tf.reshape(cells, [-1, columns, *cells.shape[1:]])
+    return tf.reshape(tf.transpose(lines, [0, 2, 1, 3, 4]), [-1, columns * shape[1], 3])

@@ -1,0 +1,36 @@
+"""`python -m veorl_tf COMMAND ...`: everything around training. Imports TensorFlow only in commands."""
+
+import sys
+
+COMMANDS = {
+    "evaluate": ("veorl_tf.run.commands:evaluate", "score a run's policy in the simulator"),
+    "export": ("veorl_tf.run.commands:export", "write a run's policy as a SavedModel"),
+    "collect": ("veorl_tf.run.commands:collect", "make an offline dataset from scripted policies"),
+    "inspect": ("veorl_tf.run.commands:inspect", "say what a folder of episodes holds"),
+    "table": ("veorl_tf.run.table:table", "train and compare algorithms; write the results table"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    import importlib
+
+    from veorl_tf.core.errors import UserError, nearest, run_main
+
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m veorl_tf COMMAND ... (each has --help)\n")
+        print("\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()))
+        return 0 if argv else 2
+
+    def command(arguments):
+        name, *rest = arguments
+        if name not in COMMANDS:
+            raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
+        module, function = COMMANDS[name][0].split(":")
+        return getattr(importlib.import_module(module), function)(rest)
+
+    return run_main(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Errors that a user can mend, and the exit codes that go with them.
+
+Exit codes of every command: 0 done, 2 wrong input, 4 the machine (missing library, full disk),
+128 + signal number when interrupted. A bug is none of these: it keeps its traceback and exits with
+1.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Wrong input: the message says in one line what was wrong, where, and what to do."""
+
+    exit_code = 2
+
+
+class MachineError(Exception):
+    """The environment or the disk is at fault: the message says in one line what is missing."""
+
+    exit_code = 4
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal and has stopped tidily."""
+
+    def __init__(self, signum: int):
+        super().__init__(f'interrupted by {signal.Signals(signum).name}')
+        self.signum = int(signum)
+        self.exit_code = 128 + self.signum
+
+
+# Failures of the operating system that are the machine's state, not a bug of ours.
+MACHINE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+
+
+def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Call `function(argv)` and turn what it raises into an exit code and at most one line on
+    stderr.
+
+    Args:
+        function: a command; returns an exit code, or None for 0.
+        argv: the arguments without the program's name.
+    Returns:
+        The process's exit code. Exceptions that are not listed here are bugs and pass through.
+    """
+    try:
+        return int(function(argv) or 0)
+    except (UserError, MachineError) as error:
+        print(f'error: {one_line(error)}', file=sys.stderr)
+        return error.exit_code
+    except Interrupted as error:
+        print(str(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`... | head`). Point stdout elsewhere, or Python complains
+        # at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in MACHINE_ERRNOS:
+            raise
+        where = f': {error.filename}' if error.filename else ''
+        print(f'error: {error.strerror}{where}', file=sys.stderr)
+        return MachineError.exit_code
+
+
+def warn(message: str) -> None:
+    """Print one `warning:` line on stderr."""
+    print(f'warning: {one_line(message)}', file=sys.stderr, flush=True)
+
+
+def one_line(message: object) -> str:
+    """The message with its line breaks and runs of blanks made single spaces."""
+    return ' '.join(str(message).split())
+
+
+def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
+    """A clause `; did you mean a, b?` with the closest valid names, or '' when none is close.
+
+    A dotted choice is also close when its last part is: 'deter' finds 'rssm.deter'.
+    """
+    choices = sorted(set(choices))
+    last = name.rsplit('.', 1)[-1]
+    found = [c for c in choices if c.rsplit('.', 1)[-1] == last]
+    found += [c for c in get_close_matches(name, choices, count, 0.6) if c not in found]
+    if not found:
+        tails = get_close_matches(last, {c.rsplit('.', 1)[-1] for c in choices}, 1, 0.75)
+        found = [c for c in choices if c.rsplit('.', 1)[-1] in tails]
+    return f'; did you mean {", ".join(found[:count])}?' if found else ''

@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM as a flag that a loop looks at between updates, to save and leave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from veorl_tf.core.errors import Interrupted
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Context manager; inside it the first SIGINT or SIGTERM only sets `requested`, the second
+    leaves at once.
+
+        with StopRequest() as stop:
+            for update in ...:
+                ...
+                if stop.requested:
+                    save()
+                    stop.raise_if_requested()
+
+    Attributes:
+        requested: whether a signal came.
+        signum: which one, or None.
+    Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._former: dict[int, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.signum is not None
+
+    def raise_if_requested(self) -> None:
+        """Raise `Interrupted` (exit code 128 + signal) when a signal came."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    def _handle(self, signum: int, _frame: object) -> None:
+        if self.signum is not None:
+            self._restore()
+            os._exit(128 + signum)
+        self.signum = signum
+        # os.write, not print: the handler may run in the middle of another print.
+        os.write(2, b'\nstopping after this step; once more leaves at once without saving\n')
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}

@@ -1,0 +1,155 @@
+"""Where metrics go: `metrics.jsonl`, one JSON object a line, and TensorBoard.
+
+Both continue after a crash as if nothing had happened: lines and events after the step that a run
+resumes from are taken back. A number that is not finite becomes null in metrics.jsonl, since JSON
+has no NaN, and stays what it is in TensorBoard.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from veorl_tf.core.files import atomic_write
+from veorl_tf.core.media import gif_bytes, png_bytes
+from veorl_tf.core.metrics_table import METRICS, Metric, describe, markdown
+
+__all__ = ['METRICS', 'Logger', 'Metric', 'describe', 'markdown', 'read_metrics']
+
+
+class Logger:
+    """Writes metrics of a run. Steps are updates, counted over all stages.
+
+    Args:
+        logdir: the run's directory; events go there too, so `tensorboard --logdir logs` finds them.
+        resume_step: lines with a greater step are removed, and TensorBoard forgets events after it.
+            None appends.
+        strict: a metric that `METRICS` does not describe raises KeyError instead of being written.
+        tensorboard: False writes metrics.jsonl alone.
+    """
+
+    def __init__(
+        self,
+        logdir: str | Path,
+        resume_step: int | None = None,
+        strict: bool = False,
+        tensorboard: bool = True,
+    ):
+        self.logdir, self.strict = Path(logdir), strict
+        self.logdir.mkdir(parents=True, exist_ok=True)
+        self._path = self.logdir / 'metrics.jsonl'
+        _cut(self._path, resume_step)
+        self._file = open(self._path, 'a', encoding='utf-8')
+        self._events = _Events(self.logdir, resume_step) if tensorboard else None
+
+    def scalars(self, step: int, values: Mapping[str, float], stage: str = '') -> None:
+        """Write one line {"step": n, "stage": name, metric: value, ...}.
+
+        Values are numbers or arrays of rank 0.
+        """
+        values = {name: float(value) for name, value in values.items()}
+        unknown = [name for name in values if describe(name) is None]
+        if unknown and self.strict:
+            raise KeyError(
+                f'metric {unknown[0]!r} is not described in veorl_tf/core/metrics_table.py'
+            )
+        line = {
+            'step': int(step),
+            **({'stage': stage} if stage else {}),
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        }
+        self._file.write(json.dumps(line) + '\n')
+        self._file.flush()
+        if self._events:
+            self._events.scalars(int(step), values)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Show a picture, uint8 [H, W, 3], in TensorBoard."""
+        if self._events:
+            self._events.picture(int(step), name, png_bytes(image), image.shape[:2])
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float = 20) -> None:
+        """Show a video, uint8 [T, H, W, 3], in TensorBoard: an animated GIF among the images."""
+        if self._events:
+            self._events.picture(int(step), name, gif_bytes(frames, fps), frames.shape[1:3])
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._file.flush()
+        if self._events:
+            self._events.writer.flush()
+
+    def close(self) -> None:
+        """Flush and close; may be called twice."""
+        self._file.close()
+        if self._events:
+            self._events.writer.close()
+            self._events = None
+
+    def __enter__(self) -> Logger:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class _Events:
+    """TensorBoard's event file, by its own writer: TensorFlow's cannot take back steps."""
+
+    def __init__(self, logdir: Path, resume_step: int | None):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self.event, self.summary = event_pb2, summary_pb2
+        self.writer = EventFileWriter(str(logdir))
+        if resume_step is not None:
+            # A session that starts at step n makes TensorBoard drop what earlier files say of steps
+            # >= n.
+            session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._add(resume_step + 1, session_log=session)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        values = [
+            self.summary.Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+        ]
+        self._add(step, summary=self.summary.Summary(value=values))
+
+    def picture(self, step: int, name: str, data: bytes, size: tuple[int, int]) -> None:
+        image = self.summary.Summary.Image(
+            height=size[0], width=size[1], colorspace=3, encoded_image_string=data
+        )
+        self._add(
+            step,
+            summary=self.summary.Summary(value=[self.summary.Summary.Value(tag=name, image=image)]),
+        )
+
+    def _add(self, step: int, **content: object) -> None:
+        self.writer.add_event(self.event.Event(wall_time=time.time(), step=step, **content))
+
+
+def read_metrics(path: str | Path) -> list[dict[str, object]]:
+    """Lines of a metrics.jsonl; a last line that was cut by a crash is left out."""
+    lines = []
+    for text in Path(path).read_text(encoding='utf-8').splitlines(keepends=True):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if text.endswith('\n') and isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def _cut(path: Path, step: int | None) -> None:
+    """Remove lines of later steps and a half-written last one."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if step is None or line.get('step', 0) <= step]
+    with atomic_write(path, 'w') as file:
+        file.writelines(json.dumps(line) + '\n' for line in kept)

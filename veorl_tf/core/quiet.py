@@ -1,0 +1,30 @@
+"""Loading TensorFlow without its start-up chatter."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow and wakes its devices while stderr is held back.
+
+    Its C++ libraries write several lines there before any log level is looked at. Whatever was
+    held back is shown when the import fails.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            import tensorflow as tf
+            tf.config.list_physical_devices()
+            tf.zeros([1])
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,0 +1,226 @@
+"""The episode on disk: one compressed `.npz` per episode, the exchange format of the DreamerV2
+line.
+
+All arrays share the leading time axis; row 0 is the reset. `action[t]` is the action that led to
+`image[t]` and `reward[t]` what came with it, so `action[0]` and `reward[0]` are zero. Target data
+has image, action and reward; source videos have images alone. Datasets of the original repositories
+load unchanged: further keys are ignored, the length comes from the arrays and never from the file's
+name, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from veorl_tf.core.arrays import READ_ERRORS, npz_headers, write_npz
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.files import atomic_write
+
+SOURCE_KEYS = ('image',)
+TARGET_KEYS = ('image', 'action', 'reward', 'discount', 'success')
+KEYS = {'source': SOURCE_KEYS, 'target': TARGET_KEYS}
+# Filled when a file lacks them: no true terminal (Meta-World never has one), success not recorded.
+OPTIONAL = {'discount': 1.0, 'success': 0.0}
+
+
+class DamagedEpisode(UserError):
+    """A file that is no episode: where it is and what is wrong with it."""
+
+    def __init__(self, path: str | Path, reason: str):
+        super().__init__(f'{path}: {reason}')
+        self.path, self.reason = Path(path), reason
+
+
+@dataclass(frozen=True)
+class EpisodeInfo:
+    """What the headers of an episode's arrays tell."""
+
+    path: Path
+    length: int  # stored frames, the reset's included
+    arrays: Mapping[
+        str, tuple[tuple[int, ...], np.dtype]
+    ]  # {key: (shape, dtype)} of all keys in the file
+    size: int  # bytes on disk
+    mtime_ns: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return tuple(self.arrays['image'][0][1:])
+
+    @property
+    def action_size(self) -> int:
+        """Size of the action; 0 for a source video."""
+        return self.arrays['action'][0][1] if 'action' in self.arrays else 0
+
+
+def save_episode(
+    directory: str | Path,
+    episode: Mapping[str, np.ndarray],
+    name: str | None = None,
+    *,
+    stamp: str | None = None,
+    ident: str | None = None,
+) -> Path:
+    """Write an episode; equal arrays give equal bytes.
+
+    Args:
+        episode: image uint8 [n, H, W, 3] and, for target data, action [n, A], reward [n], and what
+            else there is. Floats are stored as float32, integers other than uint8 as int32,
+            booleans as uint8.
+        name: the file's name; by default `{stamp}-{ident}-{n}.npz` like the original collectors'.
+        stamp, ident: 'YYYYmmddTHHMMSS' and 32 hexadecimal digits; now and a random id by default.
+            Datasets that must come out equal twice derive both from their seed.
+    Raises:
+        DamagedEpisode: arrays that `load_episode` would refuse.
+    """
+    arrays = {key: _stored(np.asarray(value)) for key, value in episode.items()}
+    headers = {key: (array.shape, array.dtype) for key, array in arrays.items()}
+    length = _check_headers(
+        Path(directory) / (name or 'episode'), headers, 'target' if 'action' in arrays else 'source'
+    )
+    for key, array in arrays.items():
+        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+            raise DamagedEpisode(
+                Path(directory) / (name or 'episode'), f'{key} holds a number that is not finite'
+            )
+    if name is None:
+        stamp = stamp or datetime.now().strftime('%Y%m%dT%H%M%S')
+        ident = ident or uuid.uuid4().hex
+        if not re.fullmatch(r'\d{8}T\d{6}', stamp) or not re.fullmatch(r'[0-9a-f]{32}', ident):
+            raise ValueError(
+                f"stamp {stamp!r}, ident {ident!r}: 'YYYYmmddTHHMMSS' and 32 hexadecimal digits "
+                f'expected'
+            )
+        name = f'{stamp}-{ident}-{length}.npz'
+    path = Path(directory) / name
+    with atomic_write(path) as file:
+        write_npz(file, arrays, compress=True)
+    return path
+
+
+def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[str, np.ndarray]:
+    """Read the named keys of an episode.
+
+    Args:
+        keys: TARGET_KEYS, SOURCE_KEYS or some of them. Missing discounts become 1, missing
+            successes 0.
+    Returns:
+        image uint8 [n, H, W, 3], action float32 [n, A], reward, discount, success float32 [n].
+    Raises:
+        DamagedEpisode: not an archive, cut, an array of objects, a missing key, a wrong shape or
+            type, or a number that is not finite.
+    """
+    path = Path(path)
+    length = _check_headers(
+        path, _headers(path), 'source' if set(keys) <= set(SOURCE_KEYS) else 'target'
+    )
+    episode = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in keys:
+                if key in archive.files:
+                    array = archive[key]
+                    episode[key] = array if key == 'image' else array.astype(np.float32, copy=False)
+                else:
+                    episode[key] = np.full(length, OPTIONAL[key], np.float32)
+    except READ_ERRORS as error:
+        raise DamagedEpisode(path, f'cannot be read: {error}') from None
+    for key, array in episode.items():
+        if key not in ('image', 'action'):
+            episode[key] = array = array.reshape(length)
+        if key != 'image' and not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise DamagedEpisode(path, f'{key} holds a number that is not finite, in row {row}')
+    return episode
+
+
+def scan(
+    directory: str | Path, kind: str = 'target'
+) -> tuple[list[EpisodeInfo], list[DamagedEpisode]]:
+    """Look at all `*.npz` of a directory, reading headers only.
+
+    Args:
+        kind: 'target' (image, action, reward needed) or 'source' (image needed).
+    Returns:
+        Episodes in the order of their names, and the files that are none. Damage inside an array's
+        data shows only when it is read.
+    Raises:
+        UserError: no such directory.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f'{directory}: no such directory of episodes')
+    episodes, damaged = [], []
+    for path in sorted(directory.glob('*.npz')):
+        try:
+            status = os.stat(path)
+            headers = _headers(path)
+            length = _check_headers(path, headers, kind)
+        except DamagedEpisode as error:
+            damaged.append(error)
+        else:
+            episodes.append(EpisodeInfo(path, length, headers, status.st_size, status.st_mtime_ns))
+    return episodes, damaged
+
+
+def _stored(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == 'f':
+        return array.astype(np.float32)
+    if array.dtype.kind == 'b':
+        return array.astype(np.uint8)
+    return array.astype(np.int32) if array.dtype.kind in 'iu' and array.dtype != np.uint8 else array
+
+
+def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    try:
+        return npz_headers(path)
+    except READ_ERRORS as error:
+        reason = (
+            'empty file'
+            if path.exists() and not path.stat().st_size
+            else f'no whole npz archive ({error})'
+        )
+        raise DamagedEpisode(path, reason) from None
+
+
+def _check_headers(
+    path: Path, headers: Mapping[str, tuple[tuple[int, ...], np.dtype]], kind: str
+) -> int:
+    """The episode's length. Raises DamagedEpisode when a needed key is missing or malformed."""
+    for key in KEYS[kind]:
+        if key not in headers and key not in OPTIONAL:
+            raise DamagedEpisode(
+                path, f'key {key!r} is missing; found: {", ".join(headers) or "nothing"}'
+            )
+    length = headers['image'][0][0] if headers['image'][0] else 0
+    for key in KEYS[kind]:
+        if key not in headers:
+            continue
+        shape, dtype = headers[key]
+        if dtype.hasobject:
+            raise DamagedEpisode(
+                path, f'{key} holds pickled Python objects, which are never read; numbers expected'
+            )
+        if key == 'image':
+            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+                raise DamagedEpisode(
+                    path, f'image is {dtype} {list(shape)}; uint8 [n, H, W, 3] expected'
+                )
+            continue
+        if dtype.kind not in 'fiub':
+            raise DamagedEpisode(path, f'{key} is {dtype}; numbers expected')
+        good = len(shape) == 2 and shape[1] > 0 if key == 'action' else shape[1:] in ((), (1,))
+        if not good or shape[0] != length:
+            expected = f'[{length}, A]' if key == 'action' else f'[{length}]'
+            raise DamagedEpisode(
+                path, f'{key} is {list(shape)}; {expected} expected for {length} frames'
+            )
+    return length

@@ -1,0 +1,185 @@
+"""Training windows: which rows of the store make a batch, and a thread that fetches them in time.
+
+A window is `length` consecutive frames of one episode. The rule is the original's: an episode
+counts when it has more than `length` frames, episodes are drawn uniformly (not by their length),
+and so are starts.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from veorl_tf.core import seeds
+from veorl_tf.core.errors import UserError
+from veorl_tf.data.store import Episodes, FrameStore
+
+
+class WindowSampler:
+    """Draws windows from some episodes of a store.
+
+    Args:
+        store: where the frames are.
+        episodes: those to draw from, e.g. the training part of `store.split()`.
+        length: T, frames per window.
+        batch: B, windows per draw.
+        oversample_ends: starts are uniform over the whole episode and moved back to the last
+            possible one, which then has the share length / n: more terminals and successes are
+            seen.
+        keys: what `gather` reads; all of the store's arrays by default.
+        columns: further arrays [N, ...] by name, e.g. derived columns.
+    Raises:
+        UserError: no episode has more than `length` frames.
+    """
+
+    def __init__(
+        self,
+        store: FrameStore,
+        episodes: Episodes,
+        length: int,
+        batch: int,
+        oversample_ends: bool = False,
+        keys: Sequence[str] | None = None,
+        columns: Mapping[str, np.ndarray] | None = None,
+    ):
+        if length < 1 or batch < 1:
+            raise UserError(
+                f'windows of {length} frames in batches of {batch}: both must be at least 1'
+            )
+        eligible = np.flatnonzero(episodes.lengths > length)
+        if not len(eligible):
+            longest = int(episodes.lengths.max()) if len(episodes) else 0
+            raise UserError(
+                f'{store.source}: no episode is long enough for windows of {length} frames: the longest '
+                f'of '
+                f'{len(episodes)} has {longest} frames, {length + 1} are needed'
+            )
+        self.episodes = episodes[eligible]
+        self.length, self.batch, self.oversample_ends = length, batch, oversample_ends
+        self.arrays = {key: store.arrays[key] for key in (keys or store.arrays)} | dict(
+            columns or {}
+        )
+
+    def indices(self, generator: np.random.Generator) -> np.ndarray:
+        """First rows of a batch of windows: int64 [B]."""
+        chosen = generator.integers(len(self.episodes), size=self.batch)
+        lengths = self.episodes.lengths[chosen]
+        last = lengths - self.length
+        if self.oversample_ends:
+            offsets = np.minimum(generator.integers(lengths), last)
+        else:
+            offsets = generator.integers(last + 1)
+        return self.episodes.starts[chosen] + offsets
+
+    def gather(self, starts: np.ndarray) -> dict[str, np.ndarray]:
+        """The windows that begin at rows `starts` [...], copied: {key: [..., T, ...]}."""
+        starts = np.asarray(starts)
+        windows = {}
+        for key, array in self.arrays.items():
+            out = np.empty((starts.size, self.length, *array.shape[1:]), array.dtype)
+            for slot, start in zip(out, starts.ravel().tolist()):
+                slot[...] = array[start : start + self.length]
+            windows[key] = out.reshape(*starts.shape, *out.shape[1:])
+        return windows
+
+
+class Batches:
+    """Iterator over the batches of a stage, fetched ahead by one thread.
+
+    The batch of index i depends on (seed, stage, stream, i) alone: not on where the iteration
+    began, how far ahead it fetches, or which other streams there are. Use it in a `with` block, or
+    call `close()`.
+
+    Args:
+        streams: {name: sampler}.
+        seed, stage: key of the random numbers, with the stream's name and the index.
+        start: index of the first batch.
+        stop: index after the last; endless by default.
+        prefetch: batches held ready.
+        per_call: K, updates per batch. For K > 1 arrays get a leading axis [K, B, T, ...] that
+            holds the batches of indices i .. i + K - 1, and the index advances by K. At `stop` the
+            last one may hold fewer.
+    Yields:
+        {stream: {key: [B, T, ...]}}. What the thread raises is raised here.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, WindowSampler],
+        seed: int,
+        stage: str,
+        start: int = 0,
+        stop: int | None = None,
+        prefetch: int = 2,
+        per_call: int = 1,
+    ):
+        self.streams, self.seed, self.stage = dict(streams), seed, stage
+        self.index, self.stop, self.per_call = start, stop, per_call
+        self._queue: queue.Queue = queue.Queue(max(1, prefetch))
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._fetch, args=(start,), name=f'batches-{stage}', daemon=True
+        )
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+        return self
+
+    def __next__(self) -> dict[str, dict[str, np.ndarray]]:
+        if self._closed.is_set():
+            raise StopIteration
+        index, item = self._queue.get()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        self.index = index
+        return item
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread and let its batches go; may be called twice."""
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()  # a full queue would hold the thread for ever
+            except queue.Empty:
+                self._thread.join(0.01)
+
+    def batch(self, index: int, count: int | None = None) -> dict[str, dict[str, np.ndarray]]:
+        """The batch of one index (or the `count` batches from it, stacked), without the thread."""
+        result = {}
+        for name, sampler in self.streams.items():
+            draws = [
+                sampler.indices(seeds.generator(self.seed, self.stage, name, index + k))
+                for k in range(count or 1)
+            ]
+            result[name] = sampler.gather(np.stack(draws) if count else draws[0])
+        return result
+
+    def _fetch(self, index: int) -> None:
+        try:
+            while not self._closed.is_set() and (self.stop is None or index < self.stop):
+                count = (
+                    self.per_call if self.stop is None else min(self.per_call, self.stop - index)
+                )
+                item = self.batch(index, count if self.per_call > 1 else None)
+                index += count
+                self._put((index, item))
+            self._put((index, StopIteration()))
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._put((index, error))
+
+    def _put(self, entry: tuple) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(entry, timeout=0.1)
+            except queue.Full:
+                continue

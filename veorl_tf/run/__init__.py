@@ -1,0 +1,1 @@
+"""The loops: collecting, training, evaluating, exporting, comparing. No algorithm is named here."""

@@ -1,0 +1,159 @@
+"""Making offline datasets: scripted episodes of a task, and clips of other robots."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from veorl_tf.core.errors import MachineError, UserError, warn
+from veorl_tf.core.files import atomic_write, free_bytes
+from veorl_tf.core.interrupt import StopRequest
+from veorl_tf.core.progress import duration, progress
+from veorl_tf.data.episodes import DamagedEpisode, load_episode, save_episode
+
+STAMP = "20000101T000000"     # datasets come out the same whenever they are made
+RECIPE = "recipe.json"
+EPISODE_KEYS = {"target": ("image", "action", "reward", "discount", "success"),
+                "source": ("image",)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a dataset is made of: everything that its bytes depend on.
+
+    `kind` is `target` (episodes with actions and rewards) or `source` (images alone), `function`
+    what runs in a worker for each entry of `jobs` (its keyword arguments).
+    """
+
+    name: str
+    kind: str
+    function: str
+    jobs: tuple[Mapping, ...]
+
+    @property
+    def hash(self) -> str:
+        text = json.dumps([self.kind, self.function, list(self.jobs)], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+    def ident(self, index: int) -> str:
+        """32 hexadecimal digits that name episode `index`."""
+        return hashlib.blake2b(f"{self.hash}/{index}".encode(), digest_size=16).hexdigest()
+
+
+def target_recipe(task: str, quality: str, episodes: int, seed: int, env: Mapping) -> Recipe:
+    """Episodes of `task` under its scripted policies at a named quality."""
+    from envs import TASKS, experts
+    if task not in TASKS():
+        raise UserError(f"--task {task}: no simulator has it, so no dataset can be made")
+    if quality not in experts.QUALITIES:
+        raise UserError(f"quality {quality!r}: one of {', '.join(experts.QUALITIES)}")
+    _positive("episodes", episodes)
+    jobs = tuple(dict(task=task, quality=quality, seed=seed * 1_000_000 + i, **env)
+                 for i in range(episodes))
+    return Recipe(f"{task}-{quality}", "target", "envs.experts:rollout", jobs)
+
+
+def source_recipe(clips: int, frames: int, seed: int, image_size: int) -> Recipe:
+    """Clips of the Fetch arms: every task, several cameras, scripted and random behaviour."""
+    from envs import fetch
+    _positive("clips", clips)
+    worlds = [(kind, camera, behaviour) for behaviour in fetch.BEHAVIOURS
+              for kind in fetch.KINDS for camera in fetch.CLIP_CAMERAS]
+    jobs = []
+    for i in range(clips):
+        kind, camera, behaviour = worlds[i % len(worlds)]
+        jobs.append(dict(kind=kind, camera=camera, behaviour=behaviour,
+                         seed=seed * 1_000_000 + i, length=frames, image_size=image_size))
+    return Recipe("fetch-clips", "source", "envs.fetch:source_clip", tuple(jobs))
+
+
+def make_dataset(recipe: Recipe, directory: Path, workers: int) -> Path:
+    """Makes what is missing of a dataset in `directory`; interrupted, it continues.
+
+    Episodes that cannot be read are made again. Returns `directory`, with `recipe.json` written
+    last. Raises MachineError when a job keeps failing or the disk is too small.
+    """
+    if (directory / RECIPE).exists():
+        return directory
+    directory.mkdir(parents=True, exist_ok=True)
+    done = {i for i in range(len(recipe.jobs)) if _whole(recipe, directory, i)}
+    todo = [i for i in range(len(recipe.jobs)) if i not in done]
+    _check_disk(recipe, directory, len(todo))
+    with StopRequest() as stop, \
+            progress(len(recipe.jobs), len(done), f"making {recipe.name}", "episodes") as bar:
+        _run(recipe, directory, todo, workers, bar, stop)
+    summary = summarise(recipe, directory)
+    with atomic_write(directory / RECIPE, "w") as file:
+        json.dump(summary, file, indent=1)
+    return directory
+
+
+def _run(recipe, directory, todo, workers, bar, stop) -> None:
+    from envs.workers import WorkerFailure, run_jobs
+    results = run_jobs(recipe.function, [dict(recipe.jobs[i]) for i in todo],
+                       min(workers, max(1, len(todo))))
+    for position, episode in results:
+        index = todo[position]
+        if isinstance(episode, WorkerFailure):
+            raise MachineError(f"episode {index} of {recipe.name} failed twice: {episode.reason}")
+        save_episode(directory, episode, stamp=STAMP, ident=recipe.ident(index))
+        bar.update()
+        if stop.requested:
+            results.close()
+            stop.raise_if_requested()
+
+
+def _whole(recipe: Recipe, directory: Path, index: int) -> bool:
+    """Whether episode `index` is there and readable; a damaged one is removed."""
+    found = list(directory.glob(f"{STAMP}-{recipe.ident(index)}-*.npz"))
+    for path in found:
+        try:
+            load_episode(path, EPISODE_KEYS[recipe.kind])
+        except DamagedEpisode as error:
+            warn(f"{error}; making it again")
+            path.unlink()
+            return False
+    return bool(found)
+
+
+def summarise(recipe: Recipe, directory: Path) -> dict:
+    """What a finished dataset holds: recipe, returns, success."""
+    summary = {"name": recipe.name, "kind": recipe.kind, "hash": recipe.hash,
+               "function": recipe.function, "episodes": len(recipe.jobs),
+               "first_job": dict(recipe.jobs[0])}
+    if recipe.kind == "target":
+        numbers = [load_episode(p, ("reward", "success", "action", "image"))
+                   for p in sorted(directory.glob("*.npz"))]
+        summary |= {
+            "mean_return": float(np.mean([e["reward"].sum() for e in numbers])),
+            "success": float(np.mean([e["success"].max() > 0 for e in numbers])),
+            "frames": int(sum(len(e["reward"]) for e in numbers))}
+    return summary
+
+
+def _check_disk(recipe: Recipe, directory: Path, count: int) -> None:
+    """Says what a dataset will take before it is begun, and stops if there is no room for it."""
+    if not count:
+        return
+    job = recipe.jobs[0]
+    if recipe.kind == "target":
+        frames = job["time_limit"] // job["action_repeat"] + 1
+    else:
+        frames = job["length"]
+    need = count * frames * job.get("image_size", 64) ** 2 * 3 // 3   # zip leaves about a third
+    seconds = count * frames * 0.02 / 2
+    print(f"making {count} episodes of {recipe.name} in {directory}: about {need / 1e6:.0f} MB "
+          f"and {duration(max(10, seconds))}", flush=True)
+    if free_bytes(directory) < 2 * need:
+        raise MachineError(f"{directory}: {free_bytes(directory) / 1e6:.0f} MB free, about "
+                           f"{2 * need / 1e6:.0f} MB needed; choose another --datadir")
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name} is {value}, but must be at least 1")

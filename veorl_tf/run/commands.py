@@ -1,0 +1,144 @@
+"""The commands around training: evaluate, export, collect, inspect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from veorl_tf.core.config import Config, load_blocks
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.files import atomic_write
+from veorl_tf.core.flags import parse_options
+from veorl_tf.core.media import write_mp4, write_png
+from veorl_tf.core.quiet import load_tensorflow
+from veorl_tf.run import datasets
+from veorl_tf.run.directory import RunDirectory, load_config, load_weights, provenance
+from veorl_tf.run.job import BLOCKS
+
+EVALUATE = {"checkpoint": "", "episodes": 50, "videos": 3, "workers": 2, "seed": 0, "policy": "agent"}
+EVALUATE_HELP = {
+    "checkpoint": "name of a checkpoint; empty: the newest",
+    "episodes": "how many; goal seeds are the same for every policy",
+    "videos": "how many episodes to film",
+    "workers": "simulator processes",
+    "seed": "of the policy's own noise",
+    "policy": "agent | random",
+}
+EXPORT = {"checkpoint": ""}
+EXPORT_HELP = {"checkpoint": "name of a checkpoint; empty: the newest"}
+INSPECT = {"sheet": ""}
+INSPECT_HELP = {"sheet": "file of the contact sheet; empty: contact-sheet.png in the current folder"}
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """`evaluate LOGDIR`: mean and standard error of return and success, and videos."""
+    given, options = parse_options(
+        argv, Config(EVALUATE), EVALUATE_HELP,
+        "python -m veorl_tf evaluate LOGDIR [--key value ...]", ["LOGDIR"])
+    if options.policy not in ("agent", "random"):
+        raise UserError(f"--policy {options.policy}: one of agent, random")
+    if options.episodes < 1 or options.workers < 1:
+        raise UserError("--episodes and --workers must be at least 1")
+    logdir = Path(given["LOGDIR"])
+    config = load_config(logdir)
+    if config.task == "none":
+        raise UserError(f"{logdir}: the run has --task none, so there is nothing to evaluate in")
+    summary = _evaluate(logdir, config, options)
+    print(f"success {summary['success']:.3f} +- {summary['success_error']:.3f}, "
+          f"return {summary['return']:.1f} +- {summary['return_error']:.1f}, "
+          f"{summary['episodes']} episodes, {summary['checkpoint']}")
+    print(f"written to {summary['file']}")
+    return 0
+
+
+def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
+    from veorl_tf.run.evaluate import Evaluator, agent_policy, random_policy
+    blind = options.policy == "random" and options.videos == 0
+    spec = {"task": config.task, **datasets.env_options(config), "render": not blind}
+    if options.policy == "agent":
+        agent, name = load_agent(logdir, config, options.checkpoint)
+        policy = agent_policy(agent, options.seed, options.workers)
+    else:
+        name = "random"
+        policy = random_policy(config.action.size, config.action.discrete, options.seed,
+                               options.workers)
+    out = logdir / "evaluations" / f"{name}-seed{options.seed}-{options.episodes}"
+    with Evaluator(spec, options.workers) as evaluator:
+        scores = evaluator.run(policy, options.episodes, options.videos)
+    for i, frames in enumerate(scores.videos):
+        write_mp4(out / f"episode-{i}.mp4", frames, fps=20)
+    summary = {**scores.summary(), "checkpoint": name, "seed": options.seed,
+               "returns": scores.returns, "successes": scores.success,
+               "simulator_failures": scores.failures, **provenance()}
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / "scores.json", "w") as file:
+        json.dump(summary, file, indent=1)
+    return summary | {"file": out / "scores.json"}
+
+
+def load_agent(logdir: Path, config: Config, name: str = ""):
+    """An agent with a checkpoint's weights, and the checkpoint's name."""
+    load_tensorflow()
+    from veorl_tf.agents.agent import ActionSpace
+    from veorl_tf.agents.registry import make_agent
+    from veorl_tf.run.offline import assign
+    arrays, manifest, name = load_weights(logdir, name)
+    agent = make_agent(config, ActionSpace(**manifest["action"]))
+    assign(agent.weights(), arrays, name)
+    return agent, name
+
+
+def export(argv: Sequence[str]) -> int:
+    """`export LOGDIR OUT`: a SavedModel that acts without this code base."""
+    given, options = parse_options(
+        argv, Config(EXPORT), EXPORT_HELP,
+        "python -m veorl_tf export LOGDIR OUT [--key value ...]", ["LOGDIR", "OUT"])
+    load_tensorflow()
+    from veorl_tf.run import export as exporting
+    logdir, out = Path(given["LOGDIR"]), Path(given["OUT"])
+    config = load_config(logdir)
+    if out.exists():
+        raise UserError(f"{out} exists; name a new folder")
+    agent, name = load_agent(logdir, config, options.checkpoint)
+    earlier = RunDirectory(logdir).policy / exporting.METADATA
+    bounds = (json.loads(earlier.read_text())["action"]["data_bounds"] if earlier.exists() else None)
+    exporting.export(agent, config, out, bounds)
+    print(f"{out}: policy of {name}; signatures initial_state and act, see {exporting.METADATA}")
+    return 0
+
+
+def collect(argv: Sequence[str]) -> int:
+    """`collect --configs metaworld small --task T`: the default dataset of a configuration, or one
+    of another quality, into a folder of choice."""
+    from veorl_tf.core.flags import parse_flags, split_flags
+    from veorl_tf.run.collect import make_dataset
+    usage = ("python -m veorl_tf collect OUT --configs metaworld [small] [--task T] "
+             "[--data.collect_quality medium] [--data.collect_episodes N] [--data.seed S]")
+    blocks, comments = load_blocks(BLOCKS)
+    flags = split_flags(argv)
+    if not flags.positional and not flags.help:
+        raise UserError(f"OUT is missing; usage: {usage}")
+    config = parse_flags(argv[len(flags.positional):], blocks, comments, usage).config
+    datasets.check_task(config)
+    out = Path(flags.positional[0])
+    recipe = datasets.default_recipe(config, "target")
+    if (out / "recipe.json").exists():
+        known = json.loads((out / "recipe.json").read_text())
+        if known["hash"] != recipe.hash:
+            raise UserError(f"{out}: holds a dataset of another recipe; name another folder")
+    make_dataset(recipe, out, config.env.workers)
+    print((out / "recipe.json").read_text())
+    return 0
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """`inspect DIR`: a table of what a folder of episodes holds, and a contact sheet."""
+    from veorl_tf.data.inspect import contact_sheet, inspect_directory
+    given, options = parse_options(argv, Config(INSPECT), INSPECT_HELP,
+                                   "python -m veorl_tf inspect DIR [--sheet FILE]", ["DIR"])
+    print(inspect_directory(given["DIR"]))
+    sheet = Path(options.sheet or "contact-sheet.png")
+    write_png(sheet, contact_sheet(given["DIR"]))
+    print(f"contact sheet: {sheet}")
+    return 0

@@ -1,0 +1,89 @@
+"""Which data a run trains on: the user's own, or default datasets that are made once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from veorl_tf.core.config import Config
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.progress import progress
+from veorl_tf.data.store import FrameStore
+from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
+
+
+def data_root(config: Config) -> Path:
+    """Where datasets and caches live: `--datadir`, `$VEORL_DATA`, or the user's cache."""
+    place = config.datadir or os.environ.get("VEORL_DATA") or "~/.cache/veorl_tf"
+    return Path(place).expanduser()
+
+
+def env_options(config: Config) -> dict:
+    """Keyword arguments of `envs.make` from the configuration."""
+    options = config.env.to_dict()
+    options.pop("workers")
+    return options
+
+
+def check_task(config: Config) -> None:
+    """Fails early, in one line, when the task or an option of its simulator is wrong."""
+    if config.task == "none":
+        return
+    import envs
+    from envs.errors import BadOption, MissingDependency, UnknownTask
+    try:
+        envs.check(config.task, **env_options(config))
+    except UnknownTask as error:
+        raise UserError(f"--task: {error}") from None
+    except BadOption as error:
+        raise UserError(f"--env.{error}") from None
+    except MissingDependency as error:
+        raise UserError(f"--task {config.task}: {error}") from None
+
+
+def open_store(config: Config, kind: str) -> FrameStore:
+    """The frame store of the run's `target` or `source` data, made and built first if need be."""
+    given = config.target_dataset if kind == "target" else config.source_videos
+    if given:
+        directory = Path(given).expanduser()
+        if not directory.is_dir():
+            flag = "--target_dataset" if kind == "target" else "--source_videos"
+            raise UserError(f"{flag} {given}: no such folder")
+    else:
+        recipe = default_recipe(config, kind)
+        directory = data_root(config) / "episodes" / f"{recipe.name}-{recipe.hash}"
+        make_dataset(recipe, directory, config.env.workers)
+    with _Reading(kind) as reading:
+        return FrameStore.build_or_open(directory, data_root(config) / "stores", kind, reading)
+
+
+def default_recipe(config: Config, kind: str) -> Recipe:
+    """The recipe of the default dataset; it does not depend on the run's seed, so that runs of
+    several seeds see the same data."""
+    data = config.data
+    if kind == "source":
+        return source_recipe(data.source_clips, data.source_frames, data.seed,
+                             config.env.image_size)
+    if config.task == "none":
+        raise UserError("--task none needs --target_dataset: there is no simulator to collect from")
+    return target_recipe(config.task, data.collect_quality, data.collect_episodes, data.seed,
+                         env_options(config))
+
+
+class _Reading:
+    """A progress bar that appears when the first file has been read."""
+
+    def __init__(self, kind: str):
+        self.kind, self.bar = kind, None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = progress(total, 0, f"reading {self.kind} episodes", "files")
+        self.bar.update(done - self.bar.count)
+
+    def __enter__(self) -> _Reading:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,190 @@
+"""Policies in the simulator: returns, success, videos. The simulators run in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from veorl_tf.core import seeds
+from veorl_tf.core.errors import MachineError
+from veorl_tf.core.progress import progress
+
+FIRST_GOAL = 1_000_000_000    # goal seed of evaluation episode 0: no dataset's episode has one near it
+PATIENCE = 3                  # failures of one episode's simulator before the evaluation gives up
+
+
+class Policy(Protocol):
+    """Acts for a fixed number of simulators in lockstep."""
+
+    def __call__(self, image: np.ndarray, is_first: np.ndarray, step: int) -> np.ndarray:
+        """`image [W, H, W, 3]` uint8, `is_first [W]` bool, count of calls -> actions `[W, A]`."""
+
+
+@dataclass
+class Scores:
+    """What an evaluation saw, one entry an episode, in the order of the goal seeds."""
+
+    returns: list[float] = field(default_factory=list)
+    success: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    videos: list[np.ndarray] = field(default_factory=list)   # uint8 [T, H, W, 3] of the first few
+    failures: int = 0                                        # simulators that had to be replaced
+
+    def summary(self) -> dict[str, float]:
+        """Means with their standard errors; success counts an episode that succeeds at any step."""
+        count = len(self.returns)
+        error = lambda x: float(np.std(x, ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+        return {"return": float(np.mean(self.returns)), "return_error": error(self.returns),
+                "success": float(np.mean(self.success)), "success_error": error(self.success),
+                "length": float(np.mean(self.lengths)), "episodes": count}
+
+
+class Evaluator:
+    """Keeps a pool of simulators between evaluations; use it in a `with` block.
+
+    `spec` are the keyword arguments of `envs.make`. Episode i has goal seed `FIRST_GOAL + i`
+    whatever the policy, so that policies are compared on the same goals.
+    """
+
+    def __init__(self, spec: Mapping, workers: int):
+        self.spec, self.workers = dict(spec), workers
+        self.pool = None
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.close()
+            self.pool = None
+
+    def run(self, policy: Policy, episodes: int, videos: int = 0,
+            stop: Callable[[], bool] = lambda: False) -> Scores | None:
+        """Runs `episodes` episodes; returns their scores, or None when `stop()` became true.
+
+        Raises MachineError when an episode's simulator fails `PATIENCE` times.
+        """
+        from envs.workers import SimulatorPool
+        if self.pool is None:
+            self.pool = SimulatorPool(self.spec, self.workers)
+        finished: dict[int, _Episode] = {}
+        failures: dict[int, int] = {}
+        step = 0
+        with progress(episodes, 0, "evaluating", "episodes") as bar:
+            while len(finished) < episodes:
+                todo = [i for i in range(episodes) if i not in finished][: self.workers]
+                running, step = self._round(policy, todo, videos, step, stop)
+                if running is None:
+                    return None
+                for index, episode in running.items():
+                    if episode.failed:
+                        self._count(failures, index, episode.failed)
+                    else:
+                        finished[index] = episode
+                        bar.update()
+        return _scores([finished[i] for i in range(episodes)], sum(failures.values()))
+
+    def _round(self, policy, todo, videos, step, stop):
+        """One episode on each worker, in lockstep, so that noise does not depend on timing."""
+        started = self.pool.reset({w: FIRST_GOAL + i for w, i in enumerate(todo)})
+        size = self.spec["image_size"]
+        images = np.zeros((self.workers, size, size, 3), np.uint8)
+        is_first = np.ones(self.workers, bool)
+        episodes = {w: _Episode(index, index < videos) for w, index in enumerate(todo)}
+        for worker, result in started.items():
+            episodes[worker].begin(result, images, worker)
+        while any(e.running for e in episodes.values()):
+            if stop():
+                return None, step
+            actions = policy(images, is_first, step)
+            is_first, step = np.zeros(self.workers, bool), step + 1
+            results = self.pool.step({w: actions[w] for w, e in episodes.items() if e.running})
+            for worker, result in results.items():
+                episodes[worker].advance(result, images, worker)
+        return {e.index: e for e in episodes.values()}, step
+
+    @staticmethod
+    def _count(failures: dict[int, int], index: int, reason: str) -> None:
+        failures[index] = failures.get(index, 0) + 1
+        if failures[index] >= PATIENCE:
+            raise MachineError(f"the simulator of evaluation episode {index} failed {PATIENCE} "
+                               f"times, last: {reason}")
+
+
+class _Episode:
+    """One episode while it runs."""
+
+    def __init__(self, index: int, film: bool):
+        self.index = index
+        self.frames: list[np.ndarray] | None = [] if film else None
+        self.total, self.best, self.length = 0.0, 0.0, 0
+        self.running, self.failed = True, ""
+
+    def begin(self, result, images: np.ndarray, worker: int) -> None:
+        from envs.workers import WorkerFailure
+        if isinstance(result, WorkerFailure):
+            self.running, self.failed = False, result.reason
+            return
+        self._see(result[0], images, worker)
+
+    def advance(self, result, images: np.ndarray, worker: int) -> None:
+        from envs.workers import WorkerFailure
+        if isinstance(result, WorkerFailure):
+            self.running, self.failed = False, result.reason
+            return
+        observation, reward, terminated, truncated, info = result
+        self.total += float(reward)
+        self.best = max(self.best, float(info.get("success", 0.0)))
+        self.length += 1
+        self.running = not (terminated or truncated)
+        self._see(observation, images, worker)
+
+    def _see(self, observation, images: np.ndarray, worker: int) -> None:
+        images[worker] = observation["image"]
+        if self.frames is not None:
+            self.frames.append(observation["image"])
+
+
+def _scores(episodes: list[_Episode], failures: int) -> Scores:
+    scores = Scores(failures=failures)
+    for episode in episodes:
+        scores.returns.append(episode.total)
+        scores.success.append(float(episode.best > 0))
+        scores.lengths.append(episode.length)
+        if episode.frames:
+            scores.videos.append(np.stack(episode.frames))
+    return scores
+
+
+def random_policy(action_size: int, discrete: bool, seed: int, workers: int) -> Policy:
+    """Uniform actions in [-1, 1], or uniform one-hot vectors."""
+    def act(image, is_first, step):
+        rng = seeds.generator(seed, "evaluate", "random", step)
+        if discrete:
+            return np.eye(action_size, dtype=np.float32)[rng.integers(action_size, size=workers)]
+        return rng.uniform(-1, 1, (workers, action_size)).astype(np.float32)
+    return act
+
+
+def agent_policy(agent, seed: int, workers: int) -> Policy:
+    """The agent's policy (latents sampled, the actor's mode), compiled for `workers` rows."""
+    import tensorflow as tf
+    base = tf.constant(seeds.graph_seed(seed, "evaluate"))
+    state = agent.initial(workers)
+
+    @tf.function
+    def graph(image, is_first, state, step):
+        return agent.policy(image, is_first, state, tf.random.fold_in(base, step))
+
+    def act(image, is_first, step):
+        nonlocal state
+        action, state = graph(tf.constant(image), tf.constant(is_first), state,
+                              tf.constant(step, tf.int32))
+        return action.numpy()
+    return act

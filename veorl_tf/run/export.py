@@ -1,0 +1,92 @@
+"""Taking the policy home: a SavedModel that acts without this code base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import tensorflow as tf
+
+from veorl_tf.core.config import Config
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.files import atomic_directory, atomic_write
+
+METADATA = "policy.json"
+
+
+class PolicyModule(tf.Module):
+    """The signatures of an exported policy; all tensors are float32 unless said otherwise.
+
+    `initial_state(batch: int32 []) -> {state...}` before the first frame of every row.
+    `act(image: uint8 [B, 64, 64, 3], is_first: bool [B], seed: int32 [2], state...)
+        -> {action: [B, A], state...}`; rows where `is_first` start from zeros, `seed` drives the
+    latent's sampling (the same seed and inputs give the same action). Feed the returned state
+    back, unchanged, with the next frame. State tensors are named `state_<part>`.
+    """
+
+    def __init__(self, agent):
+        super().__init__()
+        self.agent_variables = list(agent.weights().values())
+        self._agent = agent
+        self.act = tf.function(self._act, autograph=False)
+        self.initial_state = tf.function(self._initial_state, autograph=False)
+
+    def concrete(self) -> dict:
+        """The signatures, for any batch size."""
+        specs = {f"state_{k}": tf.TensorSpec([None, *v.shape[1:]], v.dtype, f"state_{k}")
+                 for k, v in self._agent.initial(1).items()}
+        return {
+            "act": self.act.get_concrete_function(
+                image=tf.TensorSpec([None, 64, 64, 3], tf.uint8, "image"),
+                is_first=tf.TensorSpec([None], tf.bool, "is_first"),
+                seed=tf.TensorSpec([2], tf.int32, "seed"), **specs),
+            "initial_state": self.initial_state.get_concrete_function(
+                batch=tf.TensorSpec([], tf.int32, "batch")),
+        }
+
+    def _act(self, image, is_first, seed, **state):
+        latent = {name.removeprefix("state_"): value for name, value in state.items()}
+        action, latent = self._agent.policy(image, is_first, latent, seed)
+        return {"action": action, **{f"state_{k}": v for k, v in latent.items()}}
+
+    def _initial_state(self, batch):
+        return {f"state_{k}": v for k, v in self._agent.initial(batch).items()}
+
+
+def export(agent, config: Config, out: Path, bounds: dict | None = None) -> Path:
+    """Writes the SavedModel of `agent`'s policy to the new folder `out`.
+
+    `policy.json` beside the model says what it expects: image size, camera and orientation,
+    action bounds of the data, decisions per second's worth of simulator steps.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; name a new folder")
+    module = PolicyModule(agent)
+    with atomic_directory(out) as temporary:
+        tf.saved_model.save(module, str(temporary), signatures=module.concrete())
+        with atomic_write(Path(temporary) / METADATA, "w") as file:
+            json.dump(describe(agent, config, bounds), file, indent=1)
+    return out
+
+
+def describe(agent, config: Config, bounds: dict | None) -> dict:
+    """What somebody needs to know to feed the policy."""
+    env = config.env
+    return {
+        "agent": config.agent, "task": config.task, "seed": config.seed,
+        "image": {"shape": [64, 64, 3], "dtype": "uint8", "order": "RGB, top row first",
+                  "camera": env.camera, "view": env.view, "render_quality": env.render_quality},
+        "action": {"size": agent.action_space.size, "discrete": agent.action_space.discrete,
+                   "range": [-1.0, 1.0], "data_bounds": bounds},
+        "action_repeat": env.action_repeat,
+        "state": {k: [int(n) for n in v.shape[1:]] for k, v in agent.initial(1).items()},
+        "signatures": ["initial_state", "act"],
+    }
+
+
+def replace_export(agent, config: Config, out: Path, bounds: dict | None = None) -> Path:
+    """As `export`, over an earlier export of the same run."""
+    if (out / METADATA).exists():
+        shutil.rmtree(out)
+    return export(agent, config, out, bounds)

@@ -1,0 +1,142 @@
+"""A whole run from one configuration: data, training, evaluation, export, result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from veorl_tf.core.config import Config
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.files import atomic_write
+from veorl_tf.core.flags import parse_flags
+from veorl_tf.core.config import load_blocks
+from veorl_tf.core.interrupt import StopRequest
+from veorl_tf.core.media import write_mp4
+from veorl_tf.core.quiet import load_tensorflow
+from veorl_tf.run import datasets
+from veorl_tf.run.directory import RunDirectory, open_run, provenance
+
+BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
+RANDOM_EPISODES = 100
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def train(argv: Sequence[str]) -> int:
+    """`train.py`: runs what the command line asks for; returns an exit code."""
+    blocks, comments = load_blocks(BLOCKS)
+    request = parse_flags(argv, blocks, comments)
+    config = request.config
+    check(config)
+    directory = open_run(config, request.names)
+    result = directory.finished()
+    if result is not None:
+        print(f"{directory.path}: this run is finished. {outcome(result)}")
+        print(where(directory))
+        return 0
+    run(config, directory)
+    return 0
+
+
+def check(config: Config) -> None:
+    """Fails on what cannot work, before anything is written."""
+    from veorl_tf.agents.registry import AGENTS
+    choices = {"agent": AGENTS, "precision": PRECISIONS, "backbone": ("v2",),
+               "v2.latent": ("gaussian", "categorical"), "v2.activation": ("elu", "relu", "silu"),
+               "behavior.actor": ("trunc_normal", "onehot"),
+               "behavior.indexing": ("veorl", "dreamerv2"),
+               "behavior.gradient": ("dynamics", "reinforce", "both"),
+               "data.reward": ("identity", "tanh")}
+    flat = config.flat
+    for key, valid in choices.items():
+        if flat[key] not in valid:
+            raise UserError(f"--{key} {flat[key]}: one of {', '.join(valid)}")
+    if config.action.discrete != (config.behavior.actor == "onehot"):
+        raise UserError(f"--behavior.actor {config.behavior.actor} does not fit --action.discrete "
+                        f"{str(config.action.discrete).lower()}")
+    if config.env.image_size != 64:
+        raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
+    datasets.check_task(config)
+
+
+def run(config: Config, directory: RunDirectory, strict: bool = False) -> dict:
+    """Trains, evaluates, exports; writes and returns the result."""
+    load_tensorflow()
+    from veorl_tf.run.export import replace_export
+    from veorl_tf.run.offline import OfflineTraining
+    print(f"run directory: {directory.path}", flush=True)
+    training = OfflineTraining(config, directory, strict)
+    try:
+        training.run()
+        result = provenance() | {"configs_task": config.task, "agent": config.agent,
+                                 "seed": config.seed, "updates": training.step,
+                                 "training_seconds": round(training.clock())}
+        if training.evaluator is not None:
+            result |= final_evaluation(training)
+        replace_export(training.agent, config, directory.policy,
+                       action_bounds(training.stores["target"]))
+    finally:
+        training.close()
+    with atomic_write(directory.result, "w") as file:
+        json.dump(result, file, indent=1)
+    print(outcome(result))
+    print(where(directory))
+    return result
+
+
+def final_evaluation(training) -> dict:
+    """The trained policy, a random one on the same first goals, and the data's own scores."""
+    from veorl_tf.run.evaluate import Evaluator, agent_policy, random_policy
+    config, directory = training.config, training.directory
+    workers = config.env.workers
+    with StopRequest() as stop:
+        policy = agent_policy(training.agent, config.seed, workers)
+        scores = training.evaluator.run(policy, config.log.final_episodes, 3,
+                                        lambda: stop.requested)
+        stop.raise_if_requested()
+        blind = {**training.evaluator.spec, "render": False}
+        episodes = min(RANDOM_EPISODES, 5 * config.log.final_episodes)
+        with Evaluator(blind, workers) as evaluator:
+            action = training.agent.action_space
+            random = evaluator.run(random_policy(action.size, action.discrete, config.seed, workers),
+                                   episodes, 0, lambda: stop.requested)
+        stop.raise_if_requested()
+    for i, frames in enumerate(scores.videos):
+        write_mp4(directory.videos / f"episode-{i}.mp4", frames, fps=20)
+    return {"policy": scores.summary(), "random": random.summary(),
+            "dataset": dataset_scores(training.stores["target"])}
+
+
+def dataset_scores(store) -> dict:
+    """Mean return and success of the episodes that were learnt from."""
+    slices = [slice(a, a + n) for a, n in zip(store.episodes.starts, store.episodes.lengths)]
+    returns = [float(store.arrays["reward"][s].sum()) for s in slices]
+    success = [float(store.arrays["success"][s].max() > 0) for s in slices]
+    return {"return": float(np.mean(returns)), "success": float(np.mean(success)),
+            "episodes": len(slices)}
+
+
+def action_bounds(store) -> dict:
+    """Smallest and largest action of the data, per dimension."""
+    action = store.arrays["action"]
+    return {"low": np.min(action, 0).tolist(), "high": np.max(action, 0).tolist()}
+
+
+def outcome(result: dict) -> str:
+    """The result in one line."""
+    if "policy" not in result:
+        return f"{result['updates']} updates; no simulator, so no evaluation"
+    parts = []
+    for name in ("policy", "random", "dataset"):
+        row = result[name]
+        parts.append(f"{name}: success {row['success']:.0%}, return {row['return']:.0f} "
+                     f"({row['episodes']} episodes)")
+    return "; ".join(parts)
+
+
+def where(directory: RunDirectory) -> str:
+    """Where the files of a finished run are."""
+    return (f"videos {directory.videos}, policy (SavedModel) {directory.policy}, "
+            f"logs: tensorboard --logdir {directory.path}")

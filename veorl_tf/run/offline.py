@@ -1,0 +1,272 @@
+"""Training from stored data: the stages of an agent one after another, then its evaluation."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from veorl_tf.agents.agent import ActionSpace
+from veorl_tf.agents.registry import make_agent
+from veorl_tf.agents.stage import Stage, Update
+from veorl_tf.core import checkpoint, seeds
+from veorl_tf.core.config import Config
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.interrupt import StopRequest
+from veorl_tf.core.metrics import Logger
+from veorl_tf.core.progress import progress
+from veorl_tf.data.store import FrameStore
+from veorl_tf.data.windows import Batches, WindowSampler
+from veorl_tf.run import datasets
+from veorl_tf.run.directory import RunDirectory, load_weights
+from veorl_tf.run.evaluate import Evaluator, agent_policy
+
+HEADLINES = ("loss/total", "loss/image", "loss/reward", "return", "evaluation/success",
+             "evaluation/return")
+
+
+class OfflineTraining:
+    """One run: its data, agent, clock and files. `run()` brings it from where it stands to its end.
+
+    A position in the run is (stage, update in the stage); a checkpoint holds it with the weights
+    and the stage's optimisers, and every random number derives from it, so that a run that was
+    interrupted goes on as if it had not been.
+    """
+
+    def __init__(self, config: Config, directory: RunDirectory, strict: bool = False):
+        self.config, self.directory = config, directory
+        self.stores: dict[str, FrameStore] = {"target": datasets.open_store(config, "target")}
+        self.agent = make_agent(config, action_space(config, self.stores["target"]))
+        self.stages = self.agent.stages()
+        self.budgets = [config.stages[stage.name].updates for stage in self.stages]
+        if any(s.dataset == "source" for stage in self.stages for s in stage.streams.values()):
+            self.stores["source"] = datasets.open_store(config, "source")
+        check_images(self.stores, config)
+        self.stage, self.update, self.begun, self.seconds = 0, 0, [], 0.0
+        self.started = time.monotonic()
+        self.restore()
+        self.logger = Logger(directory.path, resume_step=self.step, strict=strict)
+        self.evaluator = (None if config.task == "none" else Evaluator(
+            {"task": config.task, **datasets.env_options(config)}, config.env.workers))
+
+    def clock(self) -> float:
+        """Seconds of this run so far, earlier starts included."""
+        return self.seconds + time.monotonic() - self.started
+
+    def close(self) -> None:
+        self.logger.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
+
+    @property
+    def step(self) -> int:
+        """Updates done so far, over all stages."""
+        return sum(self.budgets[: self.stage]) + self.update
+
+    # ----- checkpoints -------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """From the run's newest checkpoint, else from `init_from`, else nothing."""
+        name = (checkpoint.latest(self.directory.checkpoints)
+                if self.directory.checkpoints.is_dir() else None)
+        if name is None:
+            if self.config.init_from:
+                arrays, _, _ = load_weights(self.config.init_from)
+                assign(self.agent.weights(), arrays, self.config.init_from)
+            return
+        arrays, manifest = checkpoint.load(self.directory.checkpoints, name)
+        self.stage, self.update = manifest["stage"], manifest["update"]
+        self.begun, self.seconds = list(manifest["begun"]), manifest["seconds"]
+        assign(self.agent.weights(), arrays, name)
+        if self.update < self.budgets[self.stage]:
+            assign(self.stages[self.stage].state, arrays, name)
+            print(f"continuing {self.directory.path} at update {self.update} of stage "
+                  f"{self.stages[self.stage].name}", flush=True)
+
+    def save(self, name: str) -> None:
+        variables = {**self.agent.weights(), **self.stages[self.stage].state}
+        manifest = {"stage": self.stage, "update": self.update, "begun": self.begun,
+                    "stage_name": self.stages[self.stage].name, "step": self.step,
+                    "seconds": self.clock(),
+                    "config": self.config.flat, "action": vars(self.agent.action_space)}
+        checkpoint.save(self.directory.checkpoints, name,
+                        {path: v.numpy() for path, v in variables.items()}, manifest)
+        checkpoint.prune(self.directory.checkpoints)
+
+    # ----- the loop ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """All stages that are not done yet."""
+        while True:
+            if self.update < self.budgets[self.stage]:
+                self.train_stage(self.stages[self.stage])
+                self.save(checkpoint.stage_name(self.stages[self.stage].name))
+            if self.stage + 1 == len(self.stages):
+                break
+            self.stage, self.update = self.stage + 1, 0
+
+    def train_stage(self, stage: Stage) -> None:
+        if stage.name not in self.begun:
+            stage.start()
+            self.begun.append(stage.name)
+        log, budget = self.config.log, self.budgets[self.stage]
+        update = Update(stage, self.config.seed, self.config.jit)
+        training, held_out = self.samplers(stage)
+        with StopRequest() as stop, \
+                Batches(training, self.config.seed, stage.name, self.update, budget,
+                        self.config.data.prefetch) as batches, \
+                progress(budget, self.update, stage.name, "updates") as bar:
+            watch = Stopwatch()
+            for batch in batches:
+                with watch("data"):
+                    batch = to_tensors(batch)
+                with watch("update"):
+                    metrics = update(batch, self.update)
+                    self.update += 1
+                    if self.due(log.every):
+                        metrics = {k: float(v) for k, v in metrics.items()}
+                bar.update()
+                if self.due(log.every):
+                    self.log(metrics | watch.read(), bar)
+                if held_out and self.due(log.validation_every):
+                    self.validate(stage, update, held_out)
+                if self.due(log.video_every):
+                    self.report(stage, held_out or training)
+                if stage.evaluates and self.due(log.eval_every) and self.update < budget:
+                    self.evaluate(stop, bar)
+                if self.due(log.checkpoint_every) or stop.requested:
+                    self.save(checkpoint.update_name(self.stage, self.update))
+                if stop.requested:
+                    bar.note(f"saved at update {self.update} of stage {stage.name}; the same "
+                             f"command continues")
+                    stop.raise_if_requested()
+
+    def due(self, every: int) -> bool:
+        return every > 0 and (self.update % every == 0 or self.update == self.budgets[self.stage])
+
+    def samplers(self, stage: Stage) -> tuple[dict, dict]:
+        """Window samplers of every stream, over training and over held-out episodes.
+
+        There are no held-out ones when no held-out episode is long enough for a stream's windows.
+        """
+        data = self.config.data
+        training, held_out = {}, {}
+        for name, stream in stage.streams.items():
+            store = self.stores[stream.dataset]
+            seen, unseen = store.split(data.validation)
+            make = lambda episodes: WindowSampler(
+                store, episodes, stream.length, data.batch, data.oversample_ends, stream.keys)
+            training[name] = make(seen)
+            if np.any(unseen.lengths > stream.length):
+                held_out[name] = make(unseen)
+        return training, held_out if len(held_out) == len(training) else {}
+
+    # ----- what is seen of it ------------------------------------------------------------------
+
+    def log(self, metrics: dict[str, float], bar=None) -> None:
+        stage = self.stages[self.stage].name
+        self.logger.scalars(self.step, metrics, stage)
+        headline = [f"{k} {metrics[k]:.3g}" for k in HEADLINES if k in metrics]
+        if bar is not None and headline:
+            bar.message(", ".join(headline))
+
+    def validate(self, stage: Stage, update: Update, samplers: dict) -> None:
+        """Losses of a few held-out batches, the same ones every time."""
+        sums: dict[str, float] = {}
+        count = 4
+        for i in range(count):
+            batch = {name: s.gather(s.indices(seeds.generator(
+                self.config.seed, f"{stage.name}/validation", name, i)))
+                for name, s in samplers.items()}
+            for key, value in update.evaluate(to_tensors(batch), i).items():
+                sums[key] = sums.get(key, 0.0) + float(value) / count
+        self.logger.scalars(self.step, {f"validation/{k}": v for k, v in sums.items()}, stage.name)
+
+    def report(self, stage: Stage, samplers: dict) -> None:
+        """Videos and pictures of what the model believes, from held-out data where there is some."""
+        batch = {name: s.gather(s.indices(seeds.generator(
+            self.config.seed, f"{stage.name}/report", name, 0))) for name, s in samplers.items()}
+        seed = tf.constant(seeds.graph_seed(self.config.seed, f"{stage.name}/report"))
+        for name, value in self.agent.report(stage.name, to_tensors(batch), seed).items():
+            pixels = (np.clip(value.numpy(), 0, 1) * 255).round().astype(np.uint8)
+            show = self.logger.video if pixels.ndim == 4 else self.logger.image
+            show(self.step, f"{stage.name}/{name}", pixels)
+
+    def evaluate(self, stop: StopRequest, bar=None) -> None:
+        """A short evaluation while training; nothing where there is no simulator."""
+        if self.evaluator is None:
+            return
+        began = time.monotonic()
+        policy = agent_policy(self.agent, self.config.seed, self.config.env.workers)
+        scores = self.evaluator.run(policy, self.config.log.eval_episodes, 1,
+                                    lambda: stop.requested)
+        if scores is None:
+            return
+        summary = {f"evaluation/{k}": v for k, v in scores.summary().items()}
+        self.log(summary | {"time/evaluation": time.monotonic() - began}, bar)
+        for frames in scores.videos:
+            self.logger.video(self.step, "evaluation/episode", frames)
+
+
+class Stopwatch:
+    """Where an update's time goes, as means since the last reading."""
+
+    def __init__(self):
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.read_at, self.name, self.entered = time.monotonic(), "", 0.0
+
+    def __call__(self, name: str):
+        self.name = name
+        return self
+
+    def __enter__(self):
+        self.entered = time.monotonic()
+
+    def __exit__(self, *_):
+        self.sums[self.name] = self.sums.get(self.name, 0.0) + time.monotonic() - self.entered
+        self.counts[self.name] = self.counts.get(self.name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        """Seconds per use of each part, updates per second of wall clock; starts anew."""
+        now = time.monotonic()
+        means = {f"time/{k}": self.sums[k] / self.counts[k] for k in self.sums}
+        means["time/updates_per_second"] = self.counts.get("update", 0) / (now - self.read_at)
+        self.sums, self.counts, self.read_at = {}, {}, now
+        return means
+
+
+def action_space(config: Config, store: FrameStore) -> ActionSpace:
+    """Actions as the data has them; a discrete actor wants one-hot rows."""
+    if store.action_size != config.action.size and config.task == "none":
+        return ActionSpace(store.action_size, config.action.discrete)
+    if store.action_size != config.action.size:
+        raise UserError(f"{store.source}: actions have {store.action_size} numbers, but "
+                        f"--action.size is {config.action.size}")
+    return ActionSpace(config.action.size, config.action.discrete)
+
+
+def check_images(stores: dict[str, FrameStore], config: Config) -> None:
+    for store in stores.values():
+        if store.image_shape != (64, 64, 3):
+            raise UserError(f"{store.source}: frames are {list(store.image_shape)}, but the nets "
+                            f"take [64, 64, 3]; resize them")
+
+
+def assign(variables: dict[str, tf.Variable], arrays: dict[str, np.ndarray], where: str) -> None:
+    """Loads arrays into variables by path; all of them must be there, in the right shape."""
+    missing = [p for p in variables if p not in arrays]
+    if missing:
+        raise UserError(f"{where}: {len(missing)} arrays are missing, the first is {missing[0]}; "
+                        f"it was made with another configuration")
+    for path, variable in variables.items():
+        if tuple(variable.shape) != arrays[path].shape:
+            raise UserError(f"{where}: {path} is {list(arrays[path].shape)}, the configuration "
+                            f"wants {list(variable.shape)}")
+    for path, variable in variables.items():
+        variable.assign(arrays[path])
+
+
+def to_tensors(batch: dict) -> dict:
+    return tf.nest.map_structure(tf.constant, batch)
