@@ -172,8 +172,8 @@ def _header(directory: Path, name: str) -> dict[str, Any]:
         raise DamagedCheckpoint(f'{path}: no manifest of a checkpoint')
     if header['format'] > FORMAT:
         raise UserError(
-            f'{path}: format {header["format"]} of a newer version of this code, which reads format '
-            f'{FORMAT}; update it'
+            f'{path}: format {header["format"]} of a newer version; {FORMAT} is read here: '
+            f'update it'
         )
     return header
 

@@ -120,7 +120,9 @@ def parse_options(
         raise UserError(
             '--configs means nothing to this command: the blocks were chosen when the run began'
         )
-    return dict(zip(positional, flags.positional)), defaults.update(flags.overrides, 'flag --')
+    return dict(zip(positional, flags.positional, strict=True)), defaults.update(
+        flags.overrides, 'flag --'
+    )
 
 
 def help_text(

@@ -132,7 +132,7 @@ def _number_rows(
     for size in sorted({len(low) for low, _ in bounds}):
         low = np.min([low for low, _ in bounds if len(low) == size], 0)
         high = np.max([high for _, high in bounds if len(high) == size], 0)
-        text = ', '.join(f'{a:.3g} to {b:.3g}' for a, b in zip(low, high))
+        text = ', '.join(f'{a:.3g} to {b:.3g}' for a, b in zip(low, high, strict=True))
         rows.append(('action', f'{size} numbers: {text}'))
     return rows
 

@@ -299,9 +299,8 @@ def _check_shapes(infos: Sequence[EpisodeInfo], kind: str) -> None:
     odd = next((info for info in infos if shape(info) != usual), None)
     if odd:
         raise UserError(
-            f'{odd.path}: image {list(odd.image_shape)} with {odd.action_size} actions among episodes '
-            f'of '
-            f'{list(usual[0])} with {usual[1]}; one directory holds episodes of one shape'
+            f'{odd.path}: image {list(odd.image_shape)} with {odd.action_size} actions among '
+            f'episodes of {list(usual[0])} with {usual[1]}; a directory holds one shape'
         )
 
 

@@ -53,9 +53,8 @@ class WindowSampler:
         if not len(eligible):
             longest = int(episodes.lengths.max()) if len(episodes) else 0
             raise UserError(
-                f'{store.source}: no episode is long enough for windows of {length} frames: the longest '
-                f'of '
-                f'{len(episodes)} has {longest} frames, {length + 1} are needed'
+                f'{store.source}: no episode is long enough for windows of {length} frames: '
+                f'the longest of {len(episodes)} has {longest} frames, {length + 1} are needed'
             )
         self.episodes = episodes[eligible]
         self.length, self.batch, self.oversample_ends = length, batch, oversample_ends
@@ -80,7 +79,7 @@ class WindowSampler:
         windows = {}
         for key, array in self.arrays.items():
             out = np.empty((starts.size, self.length, *array.shape[1:]), array.dtype)
-            for slot, start in zip(out, starts.ravel().tolist()):
+            for slot, start in zip(out, starts.ravel().tolist(), strict=True):
                 slot[...] = array[start : start + self.length]
             windows[key] = out.reshape(*starts.shape, *out.shape[1:])
         return windows
@@ -174,7 +173,7 @@ class Batches:
                 index += count
                 self._put((index, item))
             self._put((index, StopIteration()))
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # noqa: BLE001 - the consumer raises it
             self._put((index, error))
 
     def _put(self, entry: tuple) -> None:
