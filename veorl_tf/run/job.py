@@ -13,6 +13,7 @@ from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import parse_flags
 from veorl_tf.core.config import load_blocks
+from veorl_tf.core.hardware import resolve_precision
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
@@ -21,15 +22,16 @@ from veorl_tf.run.directory import RunDirectory, open_run, provenance
 
 BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
 RANDOM_EPISODES = 100
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
 def train(argv: Sequence[str]) -> int:
     """`train.py`: runs what the command line asks for; returns an exit code."""
     blocks, comments = load_blocks(BLOCKS)
     request = parse_flags(argv, blocks, comments)
-    config = request.config
-    check(config)
+    check(request.config)
+    load_tensorflow()
+    config = request.config.update({"precision": resolve_precision(request.config.precision)})
     directory = open_run(config, request.names)
     result = directory.finished()
     if result is not None:
@@ -70,7 +72,7 @@ def run(config: Config, directory: RunDirectory, strict: bool = False) -> dict:
     training = OfflineTraining(config, directory, strict)
     try:
         training.run()
-        result = provenance() | {"configs_task": config.task, "agent": config.agent,
+        result = provenance() | {"task": config.task, "agent": config.agent,
                                  "seed": config.seed, "updates": training.step,
                                  "training_seconds": round(training.clock())}
         if training.evaluator is not None:
