@@ -102,6 +102,8 @@ def _simulator(name: str):
     # What its MT1 set-up does by way of pickled tasks: show the goal, and draw a new one from the
     # environment's generator at each reset.
     sim._partially_observable = False
+    # The bounds that observations are clipped to were cached with the goal hidden (zeros).
+    sim.__dict__.pop('sawyer_observation_space', None)
     sim._set_task_called = True
     sim._freeze_rand_vec = False
     sim.seeded_rand_vec = True

@@ -9,6 +9,7 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH PIP_TARGET PIP_PREFIX
 export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 source tools/rendering.sh
+trap 'printf "\nsetup: interrupted; the same command takes it up again\n" >&2; exit 130' INT TERM
 
 usage='usage: tools/setup.sh [--cuda] [--dev] [--rootless-rendering]
   --cuda                also the CUDA libraries for an NVIDIA GPU (requirements-cuda.txt)
@@ -67,15 +68,13 @@ make_environment() {
     quietly "$base" -m venv --clear .venv || fail "$base -m venv .venv failed: see above"
 }
 
-show_large() {  # of what pip says, the downloads that take time and the errors
+show_large() {  # of what pip says, the downloads that take time
     local line pattern='(Downloading|Using cached) ([^ ]*/)?([^ -]+-[^ -]+)[^ ]* \(([0-9.]+) MB\)'
     while IFS= read -r line; do
         if [[ $line =~ $pattern && ${BASH_REMATCH[4]%.*} -ge 20 ]]; then
             say "  ${BASH_REMATCH[3]} (${BASH_REMATCH[4]} MB)"
         elif [[ $line == 'Installing collected packages'* ]]; then
             say '  unpacking'
-        elif [[ $line == ERROR* ]]; then
-            printf '%s\n' "$line" >&2
         fi
     done
 }
@@ -87,8 +86,8 @@ install_packages() {  # install_packages FILE SIZE, unless .venv holds what FILE
     say "installing the packages of $1 (the first time $2 to download)"
     if ! "$python" -m pip install --no-input --progress-bar off -r "$1" 2>&1 |
         tee .venv/install.log | show_large; then
-        tail -n 8 .venv/install.log >&2
-        fail "pip could not install $1: its last words are above, all of them in .venv/install.log"
+        grep -vE '^(Ignoring|Collecting|Requirement already| )' .venv/install.log | tail -n 8 >&2
+        fail "pip could not install $1: what it said last is above, all of it in .venv/install.log"
     fi
     printf '%s\n' "$wanted" >"$stamp"
 }
@@ -110,7 +109,7 @@ main() {
     if ! "$python" -m pip --version >/dev/null 2>&1; then make_environment; fi
     suitable "$python" || fail ".venv holds $("$python" --version), which TensorFlow 2.21 does not" \
         "support; run: make clean, then the same command again"
-    install_packages requirements.txt 'about 0.9 GB'
+    install_packages requirements.txt 'about 0.8 GB'
     if [ -n "$cuda" ]; then install_packages requirements-cuda.txt 'about 3 GB'; fi
     if [ -n "$dev" ]; then install_packages requirements-dev.txt '12 MB'; fi
     if [ -z "$cuda" ] && [ ! -e .venv/.installed-requirements-cuda.txt ] && nvidia-smi -L >/dev/null 2>&1
