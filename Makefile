@@ -1,5 +1,5 @@
 # Every target sets up what it needs first (tools/setup.sh: .venv, packages, headless rendering).
-# ARGS="..." is passed on: make train ARGS="--task metaworld_drawer_open", make test ARGS="-k export".
+# ARGS="..." is passed on: make train ARGS="--task metaworld_drawer_open", make test ARGS="-x".
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow table lint clean
@@ -16,7 +16,7 @@ help: ## this list
 setup: ## only the set-up
 	@bash tools/setup.sh
 
-train: setup ## the small main job: data, VeoRL in three stages, evaluation, video, SavedModel (two cores, 45 min)
+train: setup ## the small main job, from data to a SavedModel (two cores, 45 min)
 	@$(python) train.py --configs metaworld veorl small $(ARGS)
 
 test: setup ## the tests that are quick
@@ -30,7 +30,7 @@ table: setup ## the README's table, measured again where it is missing (hours)
 
 lint: ## what .ci/run asks of the style
 	@bash tools/setup.sh --dev
-	@$(python) -m ruff check .
+	@$(python) -m ruff check --output-format concise .
 
 clean: ## remove .venv and caches; runs under logs/ and data stay
 	rm -rf .venv .pytest_cache .ruff_cache

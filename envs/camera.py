@@ -35,13 +35,17 @@ class Camera:
         import mujoco
         if self._renderer is None:
             self._renderer = mujoco.Renderer(self._model, self._size, self._size)
-            if isinstance(self._camera, dict):
-                free = mujoco.MjvCamera()
-                for key, value in self._camera.items():
-                    setattr(free, key, value)
-                self._camera = free
+        if isinstance(self._camera, dict):
+            free = mujoco.MjvCamera()
+            for key, value in self._camera.items():
+                setattr(free, key, value)
+            self._camera = free
         self._renderer.update_scene(self._data, self._camera)
         return np.ascontiguousarray(self._renderer.render()[self._turn])
+
+    def look_from(self, camera: str | dict) -> None:
+        """Goes on with another camera, named as at the beginning."""
+        self._camera = camera
 
     def close(self) -> None:
         """Frees the context; harmless twice."""

@@ -1,5 +1,5 @@
 # Makes headless rendering work, with the system's package manager or without root. Sourced by
-# setup.sh, whose say, fail, quietly and apt_install it uses; `python -m envs.rendering` is the judge.
+# setup.sh, whose say, fail, quietly and apt_install it uses. `python -m envs.rendering` judges.
 
 osmesa_command='sudo apt-get update && sudo apt-get install --no-install-recommends libosmesa6'
 
@@ -14,8 +14,8 @@ ensure_rendering() {  # ensure_rendering FORCE_ROOTLESS
     if report=$("$python" -m envs.rendering); then say "$report"; return; fi
     # A backend that the user chose is not ours to replace.
     [ -z "${MUJOCO_GL:-}" ] || fail "$report"
-    command -v apt-get >/dev/null || fail "$report. No apt-get here: install Mesa's EGL or OSMesa" \
-        "(Fedora: sudo dnf install mesa-libEGL mesa-libGL mesa-dri-drivers; Arch: sudo pacman -S mesa)"
+    command -v apt-get >/dev/null || fail "headless rendering does not work, and there is no" \
+        "apt-get to install Mesa's EGL or OSMesa with; docs/setup.md has the commands by system"
     apt_install libosmesa6 || apt_install libegl1 libgl1 libgl1-mesa-dri || unpack_osmesa ||
         fail "headless rendering needs a library that could not be installed; run: $osmesa_command"
     report=$("$python" -m envs.rendering) || fail "$report"
@@ -23,8 +23,8 @@ ensure_rendering() {  # ensure_rendering FORCE_ROOTLESS
 }
 
 unpack_osmesa() {  # without root: OSMesa and what it needs, from apt, unpacked in .venv/rendering
-    [ "$(uname -m)" = x86_64 ] && command -v apt-get dpkg >/dev/null || return 1
-    say 'unpacking the OSMesa renderer under .venv/rendering (no root needed; 20-60 MB to download)'
+    [ "$(uname -m)" = x86_64 ] && command -v dpkg >/dev/null || return 1
+    say 'unpacking the OSMesa renderer under .venv/rendering (no root needed; 20-60 MB to load)'
     rendering_work=$(mktemp -d)
     trap 'rm -rf -- "$rendering_work"' EXIT
     quietly download_osmesa "$rendering_work" || return 1

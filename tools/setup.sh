@@ -62,7 +62,8 @@ make_environment() {
     if ! "$base" -c 'import ensurepip, venv' 2>/dev/null; then  # Debian and Ubuntu split these off
         version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
         apt_install "python$version-venv" ||
-            fail "$base cannot make virtual environments; run: sudo apt-get install python$version-venv"
+            fail "$base cannot make virtual environments;" \
+                "run: sudo apt-get install python$version-venv"
     fi
     say "making a virtual environment in .venv ($("$base" --version))"
     quietly "$base" -m venv --clear .venv || fail "$base -m venv .venv failed: see above"
@@ -93,7 +94,7 @@ install_packages() {  # install_packages FILE SIZE, unless .venv holds what FILE
 }
 
 main() {
-    local cuda='' dev='' rootless='' started=$SECONDS renderer
+    local cuda='' dev='' rootless='' started=$SECONDS
     for option in "$@"; do
         case $option in
             --cuda) cuda=1 ;;
@@ -105,15 +106,18 @@ main() {
     done
     mkdir -p .venv && [ -w .venv ] || fail "cannot write in $PWD/.venv; use a copy that is yours"
     # Two `make` at the same time: the second waits for the first one's set-up.
-    if command -v flock >/dev/null; then exec 9<.; flock 9; fi
+    if command -v flock >/dev/null; then
+        exec 9<.
+        flock -n 9 || { say 'waiting for another set-up of this folder'; flock 9; }
+    fi
     if ! "$python" -m pip --version >/dev/null 2>&1; then make_environment; fi
-    suitable "$python" || fail ".venv holds $("$python" --version), which TensorFlow 2.21 does not" \
-        "support; run: make clean, then the same command again"
+    suitable "$python" || fail ".venv holds $("$python" --version), which TensorFlow 2.21 does" \
+        "not support; run: make clean, then the same command again"
     install_packages requirements.txt 'about 0.8 GB'
     if [ -n "$cuda" ]; then install_packages requirements-cuda.txt 'about 3 GB'; fi
     if [ -n "$dev" ]; then install_packages requirements-dev.txt '12 MB'; fi
-    if [ -z "$cuda" ] && [ ! -e .venv/.installed-requirements-cuda.txt ] && nvidia-smi -L >/dev/null 2>&1
-    then say 'this machine has an NVIDIA GPU: tools/setup.sh --cuda adds what TensorFlow needs to use it'
+    if [ ! -e .venv/.installed-requirements-cuda.txt ] && nvidia-smi -L >/dev/null 2>&1; then
+        say 'this machine has an NVIDIA GPU: tools/setup.sh --cuda adds what TensorFlow needs for it'
     fi
     ensure_rendering "$rootless"
     say "ready ($("$python" --version), $((SECONDS - started)) s)"

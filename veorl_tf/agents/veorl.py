@@ -11,7 +11,7 @@ rewarded for staying close to what the plan net predicts.
 import tensorflow as tf
 
 from veorl_tf.agents.behavior import Inputs, Trajectory
-from veorl_tf.agents.compaction import Jumps, compact, take_frames
+from veorl_tf.agents.compaction import Jumps, Packing, compact, take_frames
 from veorl_tf.agents.dreamerv2 import DreamerV2
 from veorl_tf.agents.objectives import balanced_kl, global_mean, linear_mmd, safe_norm
 from veorl_tf.agents.stage import Stage, Stream, split_seed
@@ -158,15 +158,15 @@ class VeoRL(DreamerV2):
         divided by all of them.
         """
         mask = jumps.mask
-        frames = preprocess(take_frames(image, jumps)) * mask[..., None, None, None]
-        codes = self.ban.codebook.lookup(jumps.code) * mask[..., None]
-        codes = tf.stop_gradient(codes)
-        embed = self.model.encoder(frames)
+        packing = Packing(mask, 0 if self.config.jit else self.config.veorl.bucket)
+        frames = preprocess(packing.pack(take_frames(image, jumps)))
+        codes = tf.stop_gradient(self.ban.codebook.lookup(jumps.code)) * mask[..., None]
+        embed = packing.unpack(self.model.encoder(frames))
         posterior, prior = self.plan.observe(embed, codes, seed)
         features = self.plan.features(posterior)
         kl, nats = balanced_kl(self.latent, posterior, prior, self.config.kl.free,
                                self.config.kl.balance, mask)
-        error = image_error(self.plan_decoder(features), frames)
+        error = packing.unpack(image_error(self.plan_decoder(packing.pack(features)), frames))
         cloned = self.cloner(tf.stop_gradient(features[:, :-1]))
         miss = tf.reduce_mean(tf.square(cloned - codes[:, 1:]), -1)
         terms = {"plan_image": global_mean(mask * error), "plan_kl": kl,

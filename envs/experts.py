@@ -1,0 +1,170 @@
+"""Scripted behaviour on Meta-World at named qualities, and episodes made with it.
+
+`python -m envs.experts --measure metaworld_door_close --episodes 40 --action-repeat 2 --time-limit 200`
+prints what the qualities reach (without rendering).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import numpy as np
+
+QUALITIES = ("random", "medium", "expert", "mixed")
+MIXTURE = {"random": 0.2, "medium": 0.6, "expert": 0.2}   # how `mixed` chooses for each episode
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """How `medium` spoils the expert.
+
+    An episode draws the scale of its Gaussian action noise uniformly from `scale`. At each decision
+    outside a burst, one begins with probability `burst`: for 3 to 11 decisions the actions are then
+    one random action with noise instead of the expert's.
+    """
+
+    scale: tuple[float, float] = (0.3, 2.0)
+    burst: float = 0.06
+
+
+# Tuned so that 30-70 % of the episodes succeed at action repeat 2, 200 simulator steps (`short`) and
+# at action repeat 1, 500 simulator steps (`long`); docs/datasets.md has what was measured.
+MEDIUM: dict[str, dict[str, Noise]] = {}
+DEFAULT = {"short": Noise(), "long": Noise((0.3, 2.0), 0.1)}
+
+
+class Behaviour:
+    """One episode's policy: `act(state) -> action` in [-1, 1].
+
+    Args:
+      task: e.g. 'metaworld_door_close'.
+      kind: one of QUALITIES.
+      rng: every draw comes from it.
+      setting: 'short' or 'long', which noise of MEDIUM applies.
+    """
+
+    def __init__(self, task: str, kind: str, rng: np.random.Generator, setting: str = "short"):
+        if kind not in QUALITIES:
+            raise ValueError(f"quality {kind!r}, but must be one of {', '.join(QUALITIES)}")
+        if kind == "mixed":
+            kind = str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
+        self.kind, self.rng = kind, rng
+        self.holds = task in HOLDING
+        self.noise = MEDIUM.get(task, DEFAULT)[setting]
+        self.scale = rng.uniform(*self.noise.scale) if kind == "medium" else 0.0
+        self.expert = None if kind == "random" else _expert(task)
+        self.left, self.wild, self.held = 0, np.zeros(4), np.zeros(4)
+
+    def act(self, state: np.ndarray, success: float) -> np.ndarray:
+        """Action float32 [4] for the simulator's state [39]; `success` of the last step."""
+        if self.kind == "random":
+            return self.rng.uniform(-1, 1, 4).astype(np.float32)
+        action = self._hold(np.clip(self.expert.get_action(state), -1, 1), success)
+        if self.kind == "medium":
+            action = self._spoil(action)
+        return np.clip(action, -1, 1).astype(np.float32)
+
+    def _hold(self, action: np.ndarray, success: float) -> np.ndarray:
+        """Where the expert would undo its success, the action that reached it is kept up."""
+        if success and self.holds:
+            return self.held
+        self.held = action
+        return action
+
+    def _spoil(self, action: np.ndarray) -> np.ndarray:
+        if self.left == 0 and self.rng.random() < self.noise.burst:
+            self.left = int(self.rng.integers(3, 12))
+            self.wild = self.rng.uniform(-1, 1, 4)
+        if self.left:
+            self.left -= 1
+            action = self.wild + self.rng.normal(0, 0.5, 4)
+        return np.clip(action, -1, 1) + self.rng.normal(0, self.scale, 4)
+
+
+# Tasks whose scripted policy lets go after success (a handle springs back).
+HOLDING = ("metaworld_handle_press", "metaworld_handle_press_side", "metaworld_handle_pull_side")
+
+
+def rollout(task: str, quality: str, seed: int, **env_options) -> dict[str, np.ndarray]:
+    """One episode, in the exchange format: row t of `action` led to row t of `image`.
+
+    `env_options` are keyword arguments of `envs.make`. Returns image uint8 [n, S, S, 3], action
+    float32 [n, 4] (row 0 zeros), reward, discount (1: Meta-World never ends early) and success
+    float32 [n] (row 0 of reward and success 0), the same for the same arguments.
+    """
+    import envs
+    rng = np.random.Generator(np.random.Philox(key=[seed, 0x6570]))
+    env = _environment(task, tuple(sorted(env_options.items())))
+    setting = "short" if env_options.get("time_limit", 500) < 350 else "long"
+    behaviour = Behaviour(task, quality, rng, setting)
+    observation, info = env.reset(seed=seed)
+    rows = [(observation["image"], np.zeros(4, np.float32), 0.0, 0.0)]
+    done = False
+    while not done:
+        action = behaviour.act(env.state(), info["success"])
+        observation, reward, terminated, truncated, info = env.step(action)
+        rows.append((observation["image"], action, reward, info["success"]))
+        done = terminated or truncated
+    images, actions, rewards, success = zip(*rows)
+    return {"image": np.stack(images), "action": np.stack(actions),
+            "reward": np.array(rewards, np.float32), "success": np.array(success, np.float32),
+            "discount": np.ones(len(rows), np.float32)}
+
+
+_OPEN: dict = {}
+
+
+def _environment(task: str, options: tuple):
+    """The simulator of this process for these options; kept, since making one takes a second."""
+    import envs
+    key = (task, options)
+    if key not in _OPEN:
+        for old in _OPEN.values():
+            old.close()
+        _OPEN.clear()
+        _OPEN[key] = envs.make(task, **dict(options))
+    return _OPEN[key]
+
+
+def _expert(task: str):
+    import warnings
+
+    from metaworld.policies import ENV_POLICY_MAP
+    warnings.filterwarnings("ignore", message="Constant")   # of actions that we clip anyway
+    return ENV_POLICY_MAP[task.removeprefix("metaworld_").replace("_", "-") + "-v3"]()
+
+
+def measure(task: str, quality: str, episodes: int, **env_options) -> tuple[float, float, float]:
+    """Share of episodes with success, mean return, mean first success (decision) without pictures."""
+    results = []
+    for seed in range(episodes):
+        episode = rollout(task, quality, seed, render=False, **env_options)
+        hits = np.flatnonzero(episode["success"])
+        results.append((len(hits) > 0, episode["reward"].sum(), hits[0] if len(hits) else np.nan))
+    table = np.array(results, float)
+    first = table[:, 2][~np.isnan(table[:, 2])]
+    return table[:, 0].mean(), table[:, 1].mean(), float(first.mean()) if len(first) else np.nan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measure", nargs="+", required=True, metavar="TASK")
+    parser.add_argument("--qualities", nargs="+", default=["medium"], choices=QUALITIES)
+    parser.add_argument("--episodes", type=int, default=40)
+    parser.add_argument("--action-repeat", type=int, default=2)
+    parser.add_argument("--time-limit", type=int, default=200)
+    options = parser.parse_args()
+    print("| task | quality | repeat, limit | success | return | first success |")
+    print("|---|---|---|---|---|---|")
+    for task in options.measure:
+        for quality in options.qualities:
+            success, total, first = measure(
+                task, quality, options.episodes, action_repeat=options.action_repeat,
+                time_limit=options.time_limit)
+            print(f"| {task} | {quality} | {options.action_repeat}, {options.time_limit} | "
+                  f"{success:.2f} | {total:.0f} | {first:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""TensorFlow comes up once and silently; agents are built through the registry, as a run does."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from veorl_tf.core.quiet import load_tensorflow
+
+load_tensorflow()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(0))
+
+
+@pytest.fixture(scope="session")
+def make_agent():
+    """`make_agent(config)`: a fresh agent for the actions that the configuration names."""
+    from veorl_tf.agents import registry
+    from veorl_tf.agents.agent import ActionSpace
+
+    return lambda config: registry.make_agent(
+        config, ActionSpace(config.action.size, config.action.discrete)
+    )
+
+
+@pytest.fixture(scope="session")
+def eager():
+    """`with eager():` traces nothing, for tests in which compiling would take most of the time."""
+    import tensorflow as tf
+
+    @contextmanager
+    def switch():
+        tf.config.run_functions_eagerly(True)
+        try:
+            yield
+        finally:
+            tf.config.run_functions_eagerly(False)
+
+    return switch
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """`snapshot(agent)`: every weight by path, as arrays of their own."""
+    return lambda agent: {path: v.numpy().copy() for path, v in agent.weights().items()}
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """`silent(agent)`: latents and actions are drawn with zero noise (actions: their median)."""
+    import tensorflow as tf
+
+    def make(agent):
+        latent, action = agent.latent, agent.learner.action
+        zero = lambda seed, leading: tf.zeros([*leading, *latent.noise_shape])
+        median = 0.5 if agent.config.behavior.actor == "trunc_normal" else 0.0
+        middle = lambda seed, leading: tf.fill([*leading, action.size], median)
+        monkeypatch.setattr(latent, "noise", zero)
+        monkeypatch.setattr(action, "noise", middle)
+        return agent
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def start_states():
+    """`start_states(agent, count)`: states such as a posterior gives them, and not all alike."""
+    import tensorflow as tf
+
+    def make(agent, count: int = 5, seed: int = 0):
+        rng = np.random.Generator(np.random.Philox(seed))
+        rssm = agent.model.rssm
+        embed = tf.constant(rng.normal(size=(count, 2, agent.model.encoder.size)), tf.float32)
+        action = tf.constant(rng.uniform(-1, 1, (count, 2, rssm.action_size)), tf.float32)
+        states, _ = rssm.observe(embed, action, tf.constant([seed, 7]))
+        return {k: v[:, -1] for k, v in states.items()}
+
+    return make
