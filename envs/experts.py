@@ -28,10 +28,27 @@ class Noise:
     burst: float = 0.06
 
 
-# Tuned so that 30-70 % of the episodes succeed at action repeat 2, 200 simulator steps (`short`) and
-# at action repeat 1, 500 simulator steps (`long`); docs/datasets.md has what was measured.
-MEDIUM: dict[str, dict[str, Noise]] = {}
-DEFAULT = {"short": Noise(), "long": Noise((0.3, 2.0), 0.1)}
+# Noise in steps from wild to hardly any.
+LEVELS = (Noise((1.0, 3.0), 0.3), Noise((1.0, 3.0), 0.2), Noise((0.7, 2.5), 0.15),
+          Noise((0.5, 2.5), 0.1), Noise((0.3, 2.0), 0.06), Noise((0.3, 1.5), 0.04),
+          Noise((0.2, 1.0), 0.03), Noise((0.1, 0.7), 0.02), Noise((0.0, 0.4), 0.01))
+
+# The level at which 30-70 % of the episodes succeed, at action repeat 2 and 200 simulator steps
+# (`short`), and at 1 and 500 (`long`); docs/datasets.md has what was measured.
+MEDIUM = {
+    "metaworld_door_close": {"short": 4, "long": 0},
+    "metaworld_drawer_open": {"short": 6, "long": 4},
+    "metaworld_handle_press": {"short": 6, "long": 4},
+    "metaworld_handle_pull": {"short": 7, "long": 4},
+    "metaworld_plate_slide": {"short": 6, "long": 4},
+    "metaworld_coffee_push": {"short": 7, "long": 4},
+    "metaworld_button_press": {"short": 6, "long": 5},
+    "metaworld_window_close": {"short": 5, "long": 2},
+    "metaworld_drawer_close": {"short": 3, "long": 1},
+    "metaworld_button_press_topdown": {"short": 4, "long": 2},
+}
+DEFAULT = {"short": 6, "long": 4}
+SHORT = 350   # time limits below this take the level for short episodes
 
 
 class Behaviour:
@@ -51,7 +68,7 @@ class Behaviour:
             kind = str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
         self.kind, self.rng = kind, rng
         self.holds = task in HOLDING
-        self.noise = MEDIUM.get(task, DEFAULT)[setting]
+        self.noise = LEVELS[MEDIUM.get(task, DEFAULT)[setting]]
         self.scale = rng.uniform(*self.noise.scale) if kind == "medium" else 0.0
         self.expert = None if kind == "random" else _expert(task)
         self.left, self.wild, self.held = 0, np.zeros(4), np.zeros(4)
@@ -93,10 +110,9 @@ def rollout(task: str, quality: str, seed: int, **env_options) -> dict[str, np.n
     float32 [n, 4] (row 0 zeros), reward, discount (1: Meta-World never ends early) and success
     float32 [n] (row 0 of reward and success 0), the same for the same arguments.
     """
-    import envs
     rng = np.random.Generator(np.random.Philox(key=[seed, 0x6570]))
     env = _environment(task, tuple(sorted(env_options.items())))
-    setting = "short" if env_options.get("time_limit", 500) < 350 else "long"
+    setting = "short" if env_options.get("time_limit", 500) < SHORT else "long"
     behaviour = Behaviour(task, quality, rng, setting)
     observation, info = env.reset(seed=seed)
     rows = [(observation["image"], np.zeros(4, np.float32), 0.0, 0.0)]

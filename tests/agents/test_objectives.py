@@ -201,7 +201,8 @@ def test_lambda_return_at_its_ends():
 
 
 def test_weights_are_the_product_of_the_discounts_before_and_pass_no_gradient():
-    np.testing.assert_allclose(discount_weights(column([0.9] * 4))[:, 0], [1, 0.9, 0.81, 0.729])
+    weight = discount_weights(column([0.9] * 4))[:, 0]
+    np.testing.assert_allclose(weight, [1, 0.9, 0.81, 0.729], rtol=1e-6)
     discount = column([0.5, 0.0, 0.7])
     with tf.GradientTape() as tape:
         tape.watch(discount)

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,3 +99,9 @@ def test_tensorboard(tmp_path):
 
 def test_everything_in_the_module_is_reachable():
     assert all(hasattr(metrics, name) for name in metrics.__all__)
+
+
+def test_documented():
+    """docs/metrics.md holds the table as it is in the code."""
+    text = (Path(__file__).parents[2] / 'docs' / 'metrics.md').read_text()
+    assert markdown() in text
