@@ -25,7 +25,7 @@ DREAMER = {
 }
 
 
-def train(agent, config, random_batches, snapshot, updates=UPDATES):
+def train(agent, config, random_batches, snapshot):
     """Every stage for a few updates on one batch, with the weights before and after each."""
     records = {}
     for stage in agent.stages():
@@ -34,7 +34,7 @@ def train(agent, config, random_batches, snapshot, updates=UPDATES):
         stage.start()
         record.weights = [snapshot(agent)]
         record.update = Update(stage, config.seed)
-        for index in range(updates):
+        for index in range(UPDATES):
             metrics = record.update(batches, index)
             record.metrics.append({k: v.numpy() for k, v in metrics.items()})
             record.weights.append(snapshot(agent))
@@ -198,14 +198,13 @@ def test_only_the_last_stage_evaluates(veorl):
 def test_fresh_agents_with_the_same_seed_give_the_same_losses_bitwise(
     veorl, config, make_agent, random_batches, snapshot
 ):
-    again = train(make_agent(config), config, random_batches, snapshot, updates=2)
+    again = train(make_agent(config), config, random_batches, snapshot)
     for name, record in again.items():
         for index, metrics in enumerate(record.metrics):
             expected = veorl[name].metrics[index]
             different = {k for k in expected if metrics[k] != expected[k]}
             assert not different, f"stage {name}, update {index}"
-        if name != "behavior":  # there the two runs went on for a different number of updates
-            break
+        assert not changed(record.weights[-1], veorl[name].weights[-1])
 
 
 def test_another_seed_gives_other_weights_and_other_noise(
@@ -243,7 +242,7 @@ def test_one_batch_can_be_learnt_and_codes_do_not_collapse(veorl):
     first = record.metrics[0]
     for index in range(40):
         last = record.update(record.batches, index)
-    assert last["loss/image"].numpy() < 0.8 * first["loss/image"]
+    assert last["loss/image"].numpy() < 0.9 * first["loss/image"]
     assert last["codes_target/perplexity"].numpy() > 1
     assert last["model/skipped"].numpy() == 0
 

@@ -15,6 +15,7 @@ from veorl_tf.core.files import atomic_write, free_bytes
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.progress import duration, progress
 from veorl_tf.data.episodes import DamagedEpisode, load_episode, save_episode
+from veorl_tf.run.simulators import simulator_errors
 
 STAMP = "20000101T000000"     # datasets come out the same whenever they are made
 RECIPE = "recipe.json"
@@ -84,7 +85,7 @@ def make_dataset(recipe: Recipe, directory: Path, workers: int) -> Path:
     done = {i for i in range(len(recipe.jobs)) if _whole(recipe, directory, i)}
     todo = [i for i in range(len(recipe.jobs)) if i not in done]
     _check_disk(recipe, directory, len(todo))
-    with StopRequest() as stop, \
+    with simulator_errors(), StopRequest() as stop, \
             progress(len(recipe.jobs), len(done), f"making {recipe.name}", "episodes") as bar:
         _run(recipe, directory, todo, workers, bar, stop)
     summary = summarise(recipe, directory)

@@ -15,6 +15,7 @@ from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run import datasets
 from veorl_tf.run.directory import RunDirectory, load_config, load_weights, provenance
 from veorl_tf.run.job import BLOCKS
+from veorl_tf.run.simulators import check_task, env_options
 
 EVALUATE = {"checkpoint": "", "episodes": 50, "videos": 3, "workers": 2, "seed": 0, "policy": "agent"}
 EVALUATE_HELP = {
@@ -55,7 +56,7 @@ def evaluate(argv: Sequence[str]) -> int:
 def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
     from veorl_tf.run.evaluate import Evaluator, agent_policy, random_policy
     blind = options.policy == "random" and options.videos == 0
-    spec = {"task": config.task, **datasets.env_options(config), "render": not blind}
+    spec = {"task": config.task, **env_options(config), "render": not blind}
     if options.policy == "agent":
         agent, name = load_agent(logdir, config, options.checkpoint)
         policy = agent_policy(agent, options.seed, options.workers)
@@ -120,7 +121,7 @@ def collect(argv: Sequence[str]) -> int:
     if not flags.positional and not flags.help:
         raise UserError(f"OUT is missing; usage: {usage}")
     config = parse_flags(argv[len(flags.positional):], blocks, comments, usage).config
-    datasets.check_task(config)
+    check_task(config)
     out = Path(flags.positional[0])
     recipe = datasets.default_recipe(config, "target")
     if (out / "recipe.json").exists():

@@ -10,35 +10,13 @@ from veorl_tf.core.errors import UserError
 from veorl_tf.core.progress import progress
 from veorl_tf.data.store import FrameStore
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
+from veorl_tf.run.simulators import env_options
 
 
 def data_root(config: Config) -> Path:
     """Where datasets and caches live: `--datadir`, `$VEORL_DATA`, or the user's cache."""
     place = config.datadir or os.environ.get("VEORL_DATA") or "~/.cache/veorl_tf"
     return Path(place).expanduser()
-
-
-def env_options(config: Config) -> dict:
-    """Keyword arguments of `envs.make` from the configuration."""
-    options = config.env.to_dict()
-    options.pop("workers")
-    return options
-
-
-def check_task(config: Config) -> None:
-    """Fails early, in one line, when the task or an option of its simulator is wrong."""
-    if config.task == "none":
-        return
-    import envs
-    from envs.errors import BadOption, MissingDependency, UnknownTask
-    try:
-        envs.check(config.task, **env_options(config))
-    except UnknownTask as error:
-        raise UserError(f"--task: {error}") from None
-    except BadOption as error:
-        raise UserError(f"--env.{error}") from None
-    except MissingDependency as error:
-        raise UserError(f"--task {config.task}: {error}") from None
 
 
 def open_store(config: Config, kind: str) -> FrameStore:

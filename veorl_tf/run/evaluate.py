@@ -11,6 +11,7 @@ import numpy as np
 from veorl_tf.core import seeds
 from veorl_tf.core.errors import MachineError
 from veorl_tf.core.progress import progress
+from veorl_tf.run.simulators import simulator_errors
 
 FIRST_GOAL = 1_000_000_000    # goal seed of evaluation episode 0: no dataset's episode has one near it
 PATIENCE = 3                  # failures of one episode's simulator before the evaluation gives up
@@ -72,7 +73,8 @@ class Evaluator:
         """
         from envs.workers import SimulatorPool
         if self.pool is None:
-            self.pool = SimulatorPool(self.spec, self.workers)
+            with simulator_errors():
+                self.pool = SimulatorPool(self.spec, self.workers)
         finished: dict[int, _Episode] = {}
         failures: dict[int, int] = {}
         step = 0

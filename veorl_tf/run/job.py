@@ -19,6 +19,7 @@ from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run import datasets
 from veorl_tf.run.directory import RunDirectory, open_run, provenance
+from veorl_tf.run.simulators import check_task
 
 BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
 RANDOM_EPISODES = 100
@@ -60,7 +61,7 @@ def check(config: Config) -> None:
                         f"{str(config.action.discrete).lower()}")
     if config.env.image_size != 64:
         raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
-    datasets.check_task(config)
+    check_task(config)
 
 
 def run(config: Config, directory: RunDirectory, strict: bool = False) -> dict:

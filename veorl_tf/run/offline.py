@@ -21,6 +21,7 @@ from veorl_tf.data.windows import Batches, WindowSampler
 from veorl_tf.run import datasets
 from veorl_tf.run.directory import RunDirectory, load_weights
 from veorl_tf.run.evaluate import Evaluator, agent_policy
+from veorl_tf.run.simulators import env_options
 
 HEADLINES = ("loss/total", "loss/image", "loss/reward", "return", "evaluation/success",
              "evaluation/return")
@@ -48,7 +49,7 @@ class OfflineTraining:
         self.restore()
         self.logger = Logger(directory.path, resume_step=self.step, strict=strict)
         self.evaluator = (None if config.task == "none" else Evaluator(
-            {"task": config.task, **datasets.env_options(config)}, config.env.workers))
+            {"task": config.task, **env_options(config)}, config.env.workers))
 
     def clock(self) -> float:
         """Seconds of this run so far, earlier starts included."""

@@ -1,0 +1,284 @@
+"""VeoRL's losses of stages 1 and 2, recomputed frame after frame without batches, masks or scans
+(sections 2.1 and 2.3 of its spec; invariants 14 and 15)."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from veorl_tf.agents.compaction import compact
+from veorl_tf.nets.vision import preprocess
+
+SEED = tf.constant([5, 6])
+DOMAINS = ["metaworld", "minedojo"]
+
+
+@pytest.fixture
+def build(tiny_config, make_agent, random_batches, silent):
+    """`build(domain, stage, **overrides)`: an agent without noise, the stage, a batch."""
+
+    def make(domain, index, **overrides):
+        config = tiny_config(f"{domain} veorl", overrides)
+        agent = silent(make_agent(config))
+        stage = agent.stages()[index]
+        stage.start()
+        return agent, stage, random_batches(stage, config)
+
+    return make
+
+
+def row(x):
+    return x[None]
+
+
+def codes_of(agent, image):
+    """Index and row of the code of every transition of `image [T, ...]`, pair after pair."""
+    ban, table = agent.ban, agent.ban.codebook.codebook.numpy()
+    indices = []
+    for before, after in zip(image[:-1], image[1:], strict=True):
+        earlier, later = (agent.encoder_ban(preprocess(row(x)))[0].numpy() for x in (before, after))
+        hidden = later @ ban.after.kernel.numpy() + earlier @ ban.before.kernel.numpy()
+        y = np.maximum(hidden, 0) @ ban.out.kernel.numpy()
+        indices.append(int(((y - table) ** 2).sum(-1).argmin()))
+    return indices, [table[i] for i in indices]
+
+
+def filter_plan(agent, encoder, frames, codes):
+    """Posterior states, prior statistics and features of the plan net, one step after the other."""
+    state, steps = agent.plan.initial(1), []
+    for frame, code in zip(frames, codes, strict=True):
+        embed = encoder(row(preprocess(frame)))
+        state = agent.plan.observe_step(
+            state, row(code.astype(np.float32)), embed, agent.latent.noise(None, [1])
+        )
+        prior = agent.plan.prior(state["deter"])
+        kl = agent.latent.kl({k: state[k] for k in prior}, prior).numpy()[0]
+        steps.append((state, kl, agent.plan.features(state)))
+    return steps
+
+
+def image_nll(decoder, features, frame):
+    target = frame.numpy() / 255.0 - 0.5
+    return 0.5 * ((decoder(features)[0].numpy() - target) ** 2).sum()
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_abstraction_losses_by_hand(domain, build):
+    agent, stage, batches = build(domain, 0)
+    terms, metrics = stage.losses(batches, SEED)
+    nll, kls, vq, embeds = [], [], [], []
+    for image in batches["target"]["image"]:
+        _, codes = codes_of(agent, image)
+        embed = agent.encoder_ban(preprocess(image)).numpy()
+        embeds.append(embed)
+        y = agent.ban.project(tf.constant(embed[None]))[0].numpy()
+        vq += [2 * ((a - b) ** 2).mean() for a, b in zip(y, codes, strict=True)]
+        steps = filter_plan(agent, agent.encoder_ban, image[1:], codes)
+        assert len(steps) == image.shape[0] - 1, "the first frame is never observed"
+        for (_, kl, features), frame in zip(steps, image[1:], strict=True):
+            kls.append(kl)
+            nll.append(image_nll(agent.model.decoder, features, frame))
+    source = agent.encoder_ban(preprocess(batches["source"]["image"])).numpy()
+    distance = source.mean((0, 1)) - np.mean(embeds, (0, 1))
+    assert terms["image"].numpy() == pytest.approx(np.mean(nll), rel=1e-4)
+    assert metrics["kl_nats"].numpy() == pytest.approx(np.mean(kls), rel=1e-3, abs=1e-5)
+    assert terms["kl"].numpy() == pytest.approx(max(1, np.mean(kls)), rel=1e-3)
+    assert terms["vq"].numpy() == pytest.approx(np.mean(vq), rel=1e-4)
+    assert terms["mmd"].numpy() == pytest.approx((distance**2).sum(), rel=1e-3)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("length", [3, 6])
+def test_plan_losses_by_hand(domain, length, build):
+    """With more runs than slots (3), and with slots that no run fills (6)."""
+    agent, stage, batches = build(domain, 1, **{"data.length": length, "kl.free": 0.0})
+    terms, metrics = stage.losses(batches, SEED)
+    embeds, full = {}, []
+    for stream, slots in (("target_long", length), ("source", 4)):
+        name = stream.split("_")[0]
+        nll, kls, misses, runs, embeds[name] = [], [], [], [], []
+        for image in batches[stream]["image"]:
+            index, codes = codes_of(agent, image)
+            ends = [j for j in range(len(index)) if index[j + 1 : j + 2] != [index[j]]]
+            runs.append(len(ends))
+            frames = [image[j + 1] for j in ends[:slots]]
+            codes = [codes[j] for j in ends[:slots]]
+            steps = filter_plan(agent, agent.model.encoder, frames, codes)
+            for r, (_, kl, features) in enumerate(steps):
+                kls.append(kl)
+                nll.append(image_nll(agent.plan_decoder, features, frames[r]))
+                if r + 1 < len(steps):
+                    misses.append(((agent.cloner(features)[0] - codes[r + 1]) ** 2).numpy().mean())
+            embeds[name] += [agent.model.encoder(preprocess(f)).numpy() for f in frames]
+        valid, places = np.minimum(runs, slots).sum(), slots * len(runs)
+        full.append(valid / places)
+        close = lambda term, value: pytest.approx(terms[f"{term}_{name}"].numpy(), rel=1e-3) == value
+        assert close("plan_image", sum(nll) / places)
+        assert close("plan_kl", np.mean(kls))
+        assert close("bc", np.mean(misses))
+        assert metrics[f"runs_{name}"].numpy() == pytest.approx(np.mean(runs))
+    assert full[0] == 1 if length == 3 else 0.3 < full[0] < 1, "what this test is about"
+    distance = np.mean(embeds["source"], 0) - np.mean(embeds["target"], 0)
+    assert terms["mmd"].numpy() == pytest.approx((distance**2).sum(), rel=1e-3)
+
+
+def gradients(agent, losses):
+    """{term: {paths of weights whose gradient is not zero}}."""
+    weights = agent.weights()
+    with tf.GradientTape(persistent=True) as tape:
+        terms, _ = losses()
+    reached = {}
+    for name, term in terms.items():
+        grads = tape.gradient(term, weights)
+        reached[name] = {p for p, g in grads.items() if g is not None and np.any(tf.convert_to_tensor(g))}
+    return reached
+
+
+def nets(paths) -> set[str]:
+    return {path.split("/")[0] for path in paths}
+
+
+def test_where_the_gradients_of_stage_1_go(build):
+    agent, stage, batches = build("metaworld", 0, **{"kl.free": 0.0})
+    reached = gradients(agent, lambda: stage.losses(batches, SEED))
+    # The reconstruction trains the BAN through the straight-through codes, but not the codebook.
+    assert nets(reached["image"]) == {"encoder_ban", "ban", "plan", "image"}
+    assert "ban/codebook/codebook" not in reached["image"] | reached["kl"] | reached["mmd"]
+    assert nets(reached["kl"]) == {"encoder_ban", "ban", "plan"}
+    assert nets(reached["vq"]) == {"encoder_ban", "ban"}
+    assert "ban/codebook/codebook" in reached["vq"]
+    assert nets(reached["mmd"]) == {"encoder_ban"}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_where_the_gradients_of_stage_2_go(domain, build):
+    agent, stage, batches = build(domain, 1, **{"kl.free": 0.0})
+    reached = gradients(agent, lambda: stage.losses(batches, SEED))
+    for stream in ("target", "source"):
+        assert nets(reached[f"bc_{stream}"]) == {"bc"}, "no gradient to RSSM or encoder"
+        assert nets(reached[f"plan_image_{stream}"]) == {"encoder", "plan", "image_latent"}
+        assert nets(reached[f"plan_kl_{stream}"]) == {"encoder", "plan"}
+    assert nets(reached["mmd"]) == {"encoder"}
+    assert nets(reached["image"]) == {"encoder", "trunk", "image"}
+    assert nets(reached["reward"]) == {"encoder", "trunk", "reward"}
+    assert nets(reached["kl"]) == {"encoder", "trunk"}
+    if domain == "minedojo":
+        assert nets(reached["discount"]) == {"encoder", "trunk", "discount"}
+    everything = set().union(*reached.values())
+    assert not {"encoder_ban", "ban"} & nets(everything), "the BAN is frozen"
+
+
+def test_mmd_vanishes_when_source_and_target_are_the_same(build):
+    agent, stage, batches = build("metaworld", 0, **{"data.source_length": 4})
+    same = {"target": batches["target"], "source": {"image": batches["target"]["image"]}}
+    assert stage.losses(same, SEED)[0]["mmd"].numpy() == 0
+    assert stage.losses(batches, SEED)[0]["mmd"].numpy() > 0
+    agent, stage, batches = build("metaworld", 1, **{"data.long_length": 5})
+    same = batches | {"target_long": batches["source"]}
+    assert stage.losses(same, SEED)[0]["mmd"].numpy() == pytest.approx(0, abs=1e-9)
+    assert stage.losses(batches, SEED)[0]["mmd"].numpy() > 1e-4
+
+
+def test_windows_of_one_single_run_are_finite(build):
+    """A source that never moves: one run, no pair to clone."""
+    agent, stage, batches = build("metaworld", 1)
+    still = tf.repeat(batches["source"]["image"][:, :1], 5, 1)
+    terms, metrics = stage.losses(batches | {"source": {"image": still}}, SEED)
+    assert metrics["runs_source"].numpy() == 1
+    assert terms["bc_source"].numpy() == 0
+    assert all(np.isfinite(v) for v in terms.values())
+
+
+def test_jump_rate_counts_changes(build):
+    agent, stage, batches = build("metaworld", 1)
+    _, metrics = stage.losses(batches, SEED)
+    for stream, name in (("target_long", "target"), ("source", "source")):
+        index = agent.label(batches[stream]["image"]).numpy()
+        expected = (np.diff(index, axis=1) != 0).mean()
+        assert metrics[f"codes_{name}/jump_rate"].numpy() == pytest.approx(expected)
+        assert metrics[f"codes_{name}/used"].numpy() == pytest.approx(len(np.unique(index)) / 8)
+
+
+def test_the_cloner_may_also_learn_from_trunk_states(build):
+    agent, stage, batches = build("metaworld", 1, **{"veorl.bc_on_trunk": True})
+    terms, _ = stage.losses(batches, SEED)
+    _, posterior, _ = agent.model.losses(batches["target"], SEED)
+    features = agent.model.rssm.features(posterior)
+    misses = []
+    for b, image in enumerate(batches["target"]["image"]):
+        _, codes = codes_of(agent, image)
+        predicted = agent.cloner(features[b]).numpy()
+        misses += [((predicted[t] - codes[t]) ** 2).mean() for t in range(len(codes))]
+    assert terms["bc_trunk"].numpy() == pytest.approx(np.mean(misses), rel=1e-4)
+    reached = gradients(agent, lambda: stage.losses(batches, SEED))
+    assert nets(reached["bc_trunk"]) == {"bc"}
+
+
+@pytest.mark.parametrize("stage_name", ["abstraction", "model", "behavior"])
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_pictures(domain, stage_name, tiny_config, make_agent, random_batches):
+    config = tiny_config(f"{domain} veorl")
+    agent = make_agent(config)
+    stage = next(s for s in agent.stages() if s.name == stage_name)
+    pictures = agent.report(stage_name, random_batches(stage, config), SEED)
+    length = {"abstraction": 3, "model": 4, "behavior": 4}[stage_name]
+    columns = 3 * 64
+    expected = {"codebook": (3 * 64 + 4, 640, 3)}
+    if stage_name != "behavior":
+        expected["open_loop/plan"] = (length, 192, columns, 3)
+    if stage_name != "abstraction":
+        expected["open_loop/trunk"] = (4, 192, columns, 3)
+    assert {k: tuple(v.shape) for k, v in pictures.items()} == expected
+    for name, picture in pictures.items():
+        assert np.min(picture) >= 0 and np.max(picture) <= 1, name
+
+
+def test_the_codebooks_picture_shows_what_each_code_does():
+    from veorl_tf.agents.veorl import codebook_picture
+
+    dark, light = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
+    image = tf.constant(np.stack([dark, light, light])[None])
+    picture = codebook_picture(tf.constant([[1, 0]]), image, 3, columns=3).numpy()
+    assert picture.shape == (3 * 2 + 4, 3 * 2, 3)
+    code = lambda i: picture[:6, 2 * i : 2 * i + 2].reshape(3, 2, 2, 3)[:, 0, 0, 0]
+    np.testing.assert_allclose(code(0), [0.2, 0.2, 0.5], atol=1e-6)
+    np.testing.assert_allclose(code(1), [0.0, 0.2, 1.0], atol=1e-6)
+    assert not code(2).any()
+
+
+def test_open_loop_shows_truth_model_and_error(tiny_config, make_agent, random_batches):
+    config = tiny_config("metaworld dreamerv2", {"data.length": 8})
+    agent = make_agent(config)
+    batch = random_batches(agent.stages()[0], config)["target"]
+    video = agent.report("model", {"target": batch}, SEED)["open_loop/trunk"].numpy()
+    truth, model, error = np.split(video, 3, 1)
+    frames = np.concatenate(batch["image"].numpy(), 2) / 255.0
+    np.testing.assert_allclose(truth, frames, atol=1e-6)
+    np.testing.assert_allclose(error, (model - truth + 1) / 2, atol=1e-5)
+    later = batch["image"].numpy().copy()
+    later[:, 5:] = 255 - later[:, 5:]
+    changed = {"target": batch | {"image": tf.constant(later)}}
+    again = np.split(agent.report("model", changed, SEED)["open_loop/trunk"].numpy(), 3, 1)[1]
+    np.testing.assert_allclose(again, model, atol=1e-5, err_msg="frames from 5 on are not seen")
+    action = batch["action"] * tf.reshape(tf.cast(tf.range(8) < 6, tf.float32), [1, 8, 1])
+    moved = {"target": batch | {"action": action}}
+    moved = np.split(agent.report("model", moved, SEED)["open_loop/trunk"].numpy(), 3, 1)[1]
+    np.testing.assert_array_equal(moved[:6], model[:6])
+    assert np.abs(moved[6:] - model[6:]).max() > 1e-4, "actions from 5 on are"
+
+
+def test_slots_that_no_run_fills_are_grey_and_coded_zero(build, monkeypatch):
+    """What the plan net sees beyond the last run: 0.0 after preprocessing, and a zero code."""
+    agent, _, batches = build("metaworld", 1)
+    image = batches["target_long"]["image"]
+    jumps = compact(agent.label(image), 6)
+    assert tf.reduce_min(jumps.mask) == 0
+    seen = {}
+    monkeypatch.setattr(agent.model, "encoder", lambda x: seen.setdefault("frames", x) is None or agent.encoder_ban(x))
+    observe = agent.plan.observe
+    monkeypatch.setattr(
+        agent.plan, "observe", lambda e, c, s: seen.setdefault("codes", c) is None or observe(e, c, s)
+    )
+    agent.plan_losses(image, jumps, SEED)
+    empty = jumps.mask.numpy() == 0
+    assert not seen["frames"].numpy()[empty].any() and not seen["codes"].numpy()[empty].any()
+    assert seen["frames"].numpy()[~empty].any(-1).all()
