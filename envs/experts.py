@@ -1,7 +1,7 @@
 """Scripted behaviour on Meta-World at named qualities, and episodes made with it.
 
-`python -m envs.experts --measure metaworld_door_close --episodes 40 --action-repeat 2 --time-limit 200`
-prints what the qualities reach (without rendering).
+`python -m envs.experts --measure metaworld_door_close --action-repeat 2 --time-limit 200` prints
+what the qualities reach (without rendering).
 """
 
 from __future__ import annotations
@@ -71,23 +71,25 @@ class Behaviour:
         self.noise = LEVELS[MEDIUM.get(task, DEFAULT)[setting]]
         self.scale = rng.uniform(*self.noise.scale) if kind == "medium" else 0.0
         self.expert = None if kind == "random" else _expert(task)
-        self.left, self.wild, self.held = 0, np.zeros(4), np.zeros(4)
+        self.left, self.wild, self.reached = 0, np.zeros(4), False
 
     def act(self, state: np.ndarray, success: float) -> np.ndarray:
         """Action float32 [4] for the simulator's state [39]; `success` of the last step."""
         if self.kind == "random":
             return self.rng.uniform(-1, 1, 4).astype(np.float32)
-        action = self._hold(np.clip(self.expert.get_action(state), -1, 1), success)
+        action = self._hold(state, np.clip(self.expert.get_action(state), -1, 1), success)
         if self.kind == "medium":
             action = self._spoil(action)
         return np.clip(action, -1, 1).astype(np.float32)
 
-    def _hold(self, action: np.ndarray, success: float) -> np.ndarray:
-        """Where the expert would undo its success, the action that reached it is kept up."""
-        if success and self.holds:
-            return self.held
-        self.held = action
-        return action
+    def _hold(self, state: np.ndarray, action: np.ndarray, success: float) -> np.ndarray:
+        """Where the scripted policy presses on past the goal, it is held there once it was reached:
+        the hand moves down or up in proportion to how far the object is above the goal."""
+        self.reached |= bool(success)
+        if not (self.holds and self.reached):
+            return action
+        above = state[6] - state[38]   # object's height minus the goal's, metres
+        return np.array([0.0, 0.0, np.clip(-20 * above, -1, 1), -1.0])
 
     def _spoil(self, action: np.ndarray) -> np.ndarray:
         if self.left == 0 and self.rng.random() < self.noise.burst:
@@ -99,8 +101,8 @@ class Behaviour:
         return np.clip(action, -1, 1) + self.rng.normal(0, self.scale, 4)
 
 
-# Tasks whose scripted policy lets go after success (a handle springs back).
-HOLDING = ("metaworld_handle_press", "metaworld_handle_press_side", "metaworld_handle_pull_side")
+# Tasks whose scripted policy does not stay at the goal: it presses the handle to the bottom.
+HOLDING = ("metaworld_handle_press",)
 
 
 def rollout(task: str, quality: str, seed: int, **env_options) -> dict[str, np.ndarray]:
@@ -152,7 +154,7 @@ def _expert(task: str):
 
 
 def measure(task: str, quality: str, episodes: int, **env_options) -> tuple[float, float, float]:
-    """Share of episodes with success, mean return, mean first success (decision) without pictures."""
+    """Share of episodes with success, mean return, mean first success (in decisions)."""
     results = []
     for seed in range(episodes):
         episode = rollout(task, quality, seed, render=False, **env_options)

@@ -87,7 +87,8 @@ install_packages() {  # install_packages FILE SIZE, unless .venv holds what FILE
     say "installing the packages of $1 (the first time $2 to download)"
     if ! "$python" -m pip install --no-input --progress-bar off -r "$1" 2>&1 |
         tee .venv/install.log | show_large; then
-        grep -vE '^(Ignoring|Collecting|Requirement already| )' .venv/install.log | tail -n 8 >&2
+        { grep -vE "^(Ignoring|Collecting|Requirement already| )" .venv/install.log || true; } |
+            tail -n 8 >&2
         fail "pip could not install $1: what it said last is above, all of it in .venv/install.log"
     fi
     printf '%s\n' "$wanted" >"$stamp"
@@ -117,7 +118,7 @@ main() {
     if [ -n "$cuda" ]; then install_packages requirements-cuda.txt 'about 3 GB'; fi
     if [ -n "$dev" ]; then install_packages requirements-dev.txt '12 MB'; fi
     if [ ! -e .venv/.installed-requirements-cuda.txt ] && nvidia-smi -L >/dev/null 2>&1; then
-        say 'this machine has an NVIDIA GPU: tools/setup.sh --cuda adds what TensorFlow needs for it'
+        say 'this machine has an NVIDIA GPU: tools/setup.sh --cuda adds what TensorFlow needs'
     fi
     ensure_rendering "$rootless"
     say "ready ($("$python" --version), $((SECONDS - started)) s)"

@@ -27,6 +27,23 @@ def make_agent():
 
 
 @pytest.fixture(scope="session")
+def fresh_agent(make_agent):
+    """As `make_agent`, but made once per configuration; its weights are drawn anew at each call."""
+    from veorl_tf.nets.base import initialise
+
+    agents = {}
+
+    def make(config):
+        agent = agents.setdefault(config, None) or make_agent(config)
+        for net in agent.nets.values():
+            initialise(net, config.seed)
+        agents[config] = agent
+        return agent
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def eager():
     """`with eager():` traces nothing, for tests in which compiling would take most of the time."""
     import tensorflow as tf

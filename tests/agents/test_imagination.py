@@ -8,7 +8,7 @@ import tensorflow as tf
 from veorl_tf.agents.objectives import safe_norm
 
 SEED = tf.constant([8, 9])
-COUNT, HORIZON = 5, 6
+COUNT, HORIZON = 5, 4
 
 AGENTS = {
     "veorl": ("metaworld veorl", {}),
@@ -25,12 +25,12 @@ AGENTS = {
 
 
 @pytest.fixture
-def build(tiny_config, make_agent, silent, start_states, rng):
+def build(tiny_config, fresh_agent, silent, start_states, rng):
     """An agent without noise whose heads say something, and states to start from."""
 
     def make(names, overrides=None, count=COUNT):
         common = {"behavior.horizon": HORIZON, "behavior.entropy": 0.05}
-        agent = silent(make_agent(tiny_config(names, common | dict(overrides or {}))))
+        agent = silent(fresh_agent(tiny_config(names, common | dict(overrides or {}))))
         for name in ("reward", "critic", "slow_critic", "discount", "actor"):
             for variable in agent.nets[name].weights if name in agent.nets else []:
                 variable.assign(rng.normal(0, 0.5, variable.shape))
@@ -65,8 +65,7 @@ def test_shapes(case):
         width += 8
     assert rollout.inputs.actor.shape == rollout.inputs.critic.shape == (n, COUNT, width)
     assert rollout.action.shape == (n - 1, COUNT, agent.action_space.size)
-    assert all(v.shape == (n - 1, *start_shape) for v, start_shape in
-               ((v, v.shape[1:]) for v in rollout.policy.values()))
+    assert all(v.shape[:2] == (n - 1, COUNT) for v in rollout.policy.values())
     assert {k: v.shape for k, v in rollout.state.items()} == {
         k: (n, *v.shape) for k, v in start.items()
     }
@@ -101,8 +100,8 @@ def test_a_rollout_is_a_loop_over_the_models_steps(case):
 
 
 @pytest.mark.parametrize("names", ["metaworld veorl", "minedojo veorl", "carla dreamerv2"])
-def test_actions_are_within_bounds(names, tiny_config, make_agent, start_states):
-    agent = make_agent(tiny_config(names))
+def test_actions_are_within_bounds(names, tiny_config, fresh_agent, start_states):
+    agent = fresh_agent(tiny_config(names))
     action = agent.learner.rollout(start_states(agent, 200), SEED).action.numpy()
     if agent.action_space.discrete:
         np.testing.assert_array_equal(np.sort(action, -1)[..., -1], np.ones(action.shape[:2]))
@@ -112,8 +111,8 @@ def test_actions_are_within_bounds(names, tiny_config, make_agent, start_states)
         assert action.min() > -1 and action.max() < 1 and action.std() > 0.3
 
 
-def test_every_step_has_its_own_noise(tiny_config, make_agent, start_states):
-    agent = make_agent(tiny_config("metaworld veorl"))
+def test_every_step_has_its_own_noise(tiny_config, fresh_agent, start_states):
+    agent = fresh_agent(tiny_config("metaworld veorl"))
     start = {k: tf.repeat(v[:1], 40, 0) for k, v in start_states(agent).items()}
     rollout = agent.learner.rollout(start, SEED)
     for values in (rollout.action.numpy(), rollout.state["stoch"].numpy()[1:]):
@@ -168,13 +167,13 @@ def test_intrinsic_reward_has_its_own_scale(build):
 
 
 @pytest.mark.parametrize("names", ["metaworld veorl", "minedojo veorl"])
-def test_intrinsic_reward_may_compare_means(names, tiny_config, make_agent, start_states):
+def test_intrinsic_reward_may_compare_means(names, tiny_config, fresh_agent, start_states):
     """Then only the path of the rollout is random: two different plan noises make no difference."""
-    agent = make_agent(tiny_config(names, {"veorl.intrinsic_mean": True}))
+    agent = fresh_agent(tiny_config(names, {"veorl.intrinsic_mean": True}))
     rollout = agent.learner.rollout(start_states(agent), SEED)
     first, second = (agent.reward(rollout, tf.constant(seed))[0] for seed in ([1, 2], [3, 4]))
     np.testing.assert_array_equal(first, second)
-    sampled = make_agent(tiny_config(names))
+    sampled = fresh_agent(tiny_config(names))
     first, second = (sampled.reward(rollout, tf.constant(seed))[0] for seed in ([1, 2], [3, 4]))
     assert np.abs(first - second).max() > 1e-3
 
@@ -241,16 +240,38 @@ def losses_by_hand(agent, rollout, start_discount=None):
 
 def test_losses_by_hand(case):
     agent, start = case
-    start_discount = tf.linspace(0.0, 0.9, COUNT)
-    terms, metrics = agent.learner.losses(start, SEED, start_discount)
-    rollout = agent.learner.rollout(start, SEED)
-    actor, critic, target = losses_by_hand(agent, rollout, start_discount.numpy())
-    if "discount" not in agent.nets and agent.learner.indexing.first_discount_from_data:
-        pytest.fail("without a discount head no agent passes the data's discount")
+    first = np.linspace(0, 0.9, COUNT, dtype=np.float32) if "discount" in agent.nets else None
+    terms, metrics = agent.learner.losses(start, SEED, None if first is None else tf.constant(first))
+    actor, critic, target = losses_by_hand(agent, agent.learner.rollout(start, SEED), first)
     assert terms["actor"].numpy() == pytest.approx(actor, rel=1e-3)
     assert terms["critic"].numpy() == pytest.approx(critic, rel=1e-3)
     assert metrics["return"].numpy() == pytest.approx(target.mean(), rel=1e-3)
     assert metrics["return_std"].numpy() == pytest.approx(target.std(), rel=1e-3)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_the_learner_starts_from_every_posterior_state(
+    head, tiny_config, fresh_agent, random_batches, monkeypatch
+):
+    """And from the data's discount, times gamma, where a head learns discounts."""
+    config = tiny_config("minedojo dreamerv2", {"v2.discount_head": head})
+    agent = fresh_agent(config)
+    stage = agent.stages()[1]
+    batches = random_batches(stage, config)
+    seen = {}
+    monkeypatch.setattr(
+        agent.learner, "losses", lambda start, seed, first: seen.update(start=start, first=first)
+    )
+    agent.behavior_losses(batches, SEED)
+    posterior, _ = agent.model.observe(batches["target"], tf.unstack(tf.random.split(SEED, 2))[0])
+    for key, value in posterior.items():
+        flat = value.numpy().reshape(-1, *value.shape[2:])
+        np.testing.assert_allclose(seen["start"][key], flat, atol=1e-6)
+    if head:
+        expected = 0.997 * batches["target"]["discount"].numpy().reshape(-1)
+        np.testing.assert_allclose(seen["first"], expected, rtol=1e-6)
+    else:
+        assert seen["first"] is None
 
 
 def test_the_slow_critic_makes_the_targets(case):
@@ -280,11 +301,14 @@ def size(grads) -> float:
 
 def test_each_loss_trains_its_own_net(case):
     agent, start = case
-    for term, net in (("actor", "actor"), ("critic", "critic")):
-        for name in ("actor", "critic"):
-            loss = lambda term=term: agent.learner.losses(start, SEED)[0][term]
-            grads = gradient(loss, agent.weights(name))
-            assert (size(grads) > 0) == (name == net), f"{term} loss, gradient to {name}"
+    weights = agent.weights()
+    with tf.GradientTape(persistent=True) as tape:
+        terms, _ = agent.learner.losses(start, SEED)
+    for term in ("actor", "critic"):
+        grads = tape.gradient(terms[term], weights, unconnected_gradients="zero")
+        reached = {path.split("/")[0] for path, grad in grads.items() if size({path: grad})}
+        assert reached & {"actor", "critic"} == {term}
+        assert term == "actor" or reached == {"critic"}
 
 
 @pytest.mark.parametrize("names", ["metaworld veorl", "dmc_vision dreamerv2"])
@@ -361,7 +385,6 @@ def test_weights_take_no_gradient(build):
     for name in ("slow_critic", "reward"):  # values and rewards that do not depend on the state
         agent.nets[name].out.kernel.assign(tf.zeros(agent.nets[name].out.kernel.shape))
     agent.nets["slow_critic"].out.bias.assign([0.0])
-    agent = agent if agent.config.veorl.intrinsic_scale else None
     loss = lambda: agent.learner.losses(start, SEED)[0]["actor"]
     with_head = gradient(loss, agent.weights("discount"))
     assert size(with_head) == 0, "values are 0: only the weights still see the discount head"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.agents.compaction import compact
+from veorl_tf.agents.veorl import codebook_picture
 from veorl_tf.nets.vision import preprocess
 
 SEED = tf.constant([5, 6])
@@ -13,12 +13,12 @@ DOMAINS = ["metaworld", "minedojo"]
 
 
 @pytest.fixture
-def build(tiny_config, make_agent, random_batches, silent):
+def build(tiny_config, fresh_agent, random_batches, silent):
     """`build(domain, stage, **overrides)`: an agent without noise, the stage, a batch."""
 
     def make(domain, index, **overrides):
         config = tiny_config(f"{domain} veorl", overrides)
-        agent = silent(make_agent(config))
+        agent = silent(fresh_agent(config))
         stage = agent.stages()[index]
         stage.start()
         return agent, stage, random_batches(stage, config)
@@ -26,39 +26,35 @@ def build(tiny_config, make_agent, random_batches, silent):
     return make
 
 
-def row(x):
-    return x[None]
-
-
 def codes_of(agent, image):
     """Index and row of the code of every transition of `image [T, ...]`, pair after pair."""
     ban, table = agent.ban, agent.ban.codebook.codebook.numpy()
+    embed = agent.encoder_ban(preprocess(image)).numpy()
+    after, before, out = (x.kernel.numpy() for x in (ban.after, ban.before, ban.out))
     indices = []
-    for before, after in zip(image[:-1], image[1:], strict=True):
-        earlier, later = (agent.encoder_ban(preprocess(row(x)))[0].numpy() for x in (before, after))
-        hidden = later @ ban.after.kernel.numpy() + earlier @ ban.before.kernel.numpy()
-        y = np.maximum(hidden, 0) @ ban.out.kernel.numpy()
+    for j in range(len(embed) - 1):
+        y = np.maximum(embed[j + 1] @ after + embed[j] @ before, 0) @ out
         indices.append(int(((y - table) ** 2).sum(-1).argmin()))
-    return indices, [table[i] for i in indices]
+    return indices, table[indices]
 
 
 def filter_plan(agent, encoder, frames, codes):
-    """Posterior states, prior statistics and features of the plan net, one step after the other."""
-    state, steps = agent.plan.initial(1), []
-    for frame, code in zip(frames, codes, strict=True):
-        embed = encoder(row(preprocess(frame)))
-        state = agent.plan.observe_step(
-            state, row(code.astype(np.float32)), embed, agent.latent.noise(None, [1])
-        )
-        prior = agent.plan.prior(state["deter"])
-        kl = agent.latent.kl({k: state[k] for k in prior}, prior).numpy()[0]
-        steps.append((state, kl, agent.plan.features(state)))
-    return steps
+    """What the plan net makes of `frames [n, ...]` and `codes [n, Dc]`, step after step: features
+    `[n, F]` and KLs `[n]`."""
+    embed, noise = encoder(preprocess(frames)), agent.latent.noise(None, [1])
+    state, states = agent.plan.initial(1), []
+    for t in range(len(codes)):
+        state = agent.plan.observe_step(state, codes[t : t + 1], embed[t : t + 1], noise)
+        states.append(state)
+    states = {k: tf.concat([s[k] for s in states], 0) for k in state}
+    prior = agent.plan.prior(states["deter"])
+    kl = agent.latent.kl({k: states[k] for k in prior}, prior)
+    return agent.plan.features(states), kl.numpy()
 
 
-def image_nll(decoder, features, frame):
-    target = frame.numpy() / 255.0 - 0.5
-    return 0.5 * ((decoder(features)[0].numpy() - target) ** 2).sum()
+def image_nll(decoder, features, frames):
+    target = frames.numpy() / 255.0 - 0.5
+    return 0.5 * ((decoder(features).numpy() - target) ** 2).sum((1, 2, 3))
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -68,17 +64,17 @@ def test_abstraction_losses_by_hand(domain, build):
     nll, kls, vq, embeds = [], [], [], []
     for image in batches["target"]["image"]:
         _, codes = codes_of(agent, image)
-        embed = agent.encoder_ban(preprocess(image)).numpy()
+        embed = agent.encoder_ban(preprocess(image))
         embeds.append(embed)
-        y = agent.ban.project(tf.constant(embed[None]))[0].numpy()
-        vq += [2 * ((a - b) ** 2).mean() for a, b in zip(y, codes, strict=True)]
-        steps = filter_plan(agent, agent.encoder_ban, image[1:], codes)
-        assert len(steps) == image.shape[0] - 1, "the first frame is never observed"
-        for (_, kl, features), frame in zip(steps, image[1:], strict=True):
-            kls.append(kl)
-            nll.append(image_nll(agent.model.decoder, features, frame))
+        y = agent.ban.project(embed[None])[0].numpy()
+        vq.append(2 * ((y - codes) ** 2).mean())
+        # The first frame is never observed: it only says where the first behaviour starts.
+        features, kl = filter_plan(agent, agent.encoder_ban, image[1:], codes)
+        kls.append(kl)
+        nll.append(image_nll(agent.model.decoder, features, image[1:]))
     source = agent.encoder_ban(preprocess(batches["source"]["image"])).numpy()
     distance = source.mean((0, 1)) - np.mean(embeds, (0, 1))
+    assert np.shape(kls) == (3, 3)
     assert terms["image"].numpy() == pytest.approx(np.mean(nll), rel=1e-4)
     assert metrics["kl_nats"].numpy() == pytest.approx(np.mean(kls), rel=1e-3, abs=1e-5)
     assert terms["kl"].numpy() == pytest.approx(max(1, np.mean(kls)), rel=1e-3)
@@ -87,12 +83,13 @@ def test_abstraction_losses_by_hand(domain, build):
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("length", [3, 6])
-def test_plan_losses_by_hand(domain, length, build):
-    """With more runs than slots (3), and with slots that no run fills (6)."""
-    agent, stage, batches = build(domain, 1, **{"data.length": length, "kl.free": 0.0})
+@pytest.mark.parametrize(("length", "bucket"), [(3, 64), (6, 0), (6, 1), (6, 64)])
+def test_plan_losses_by_hand(domain, length, bucket, build):
+    """With more runs than slots (3), and with slots that no run fills (6), packed or not."""
+    overrides = {"data.length": length, "kl.free": 0.0, "veorl.bucket": bucket}
+    agent, stage, batches = build(domain, 1, **overrides)
     terms, metrics = stage.losses(batches, SEED)
-    embeds, full = {}, []
+    embeds, fill = {}, {}
     for stream, slots in (("target_long", length), ("source", 4)):
         name = stream.split("_")[0]
         nll, kls, misses, runs, embeds[name] = [], [], [], [], []
@@ -100,23 +97,19 @@ def test_plan_losses_by_hand(domain, length, build):
             index, codes = codes_of(agent, image)
             ends = [j for j in range(len(index)) if index[j + 1 : j + 2] != [index[j]]]
             runs.append(len(ends))
-            frames = [image[j + 1] for j in ends[:slots]]
-            codes = [codes[j] for j in ends[:slots]]
-            steps = filter_plan(agent, agent.model.encoder, frames, codes)
-            for r, (_, kl, features) in enumerate(steps):
-                kls.append(kl)
-                nll.append(image_nll(agent.plan_decoder, features, frames[r]))
-                if r + 1 < len(steps):
-                    misses.append(((agent.cloner(features)[0] - codes[r + 1]) ** 2).numpy().mean())
-            embeds[name] += [agent.model.encoder(preprocess(f)).numpy() for f in frames]
-        valid, places = np.minimum(runs, slots).sum(), slots * len(runs)
-        full.append(valid / places)
-        close = lambda term, value: pytest.approx(terms[f"{term}_{name}"].numpy(), rel=1e-3) == value
-        assert close("plan_image", sum(nll) / places)
-        assert close("plan_kl", np.mean(kls))
-        assert close("bc", np.mean(misses))
+            frames, codes = tf.gather(image, np.array(ends[:slots]) + 1), codes[ends[:slots]]
+            features, kl = filter_plan(agent, agent.model.encoder, frames, codes)
+            kls += list(kl)
+            nll += list(image_nll(agent.plan_decoder, features, frames))
+            misses += list(((agent.cloner(features)[:-1] - codes[1:]) ** 2).numpy().mean(-1))
+            embeds[name] += list(agent.model.encoder(preprocess(frames)).numpy())
+        places = slots * len(runs)
+        fill[name] = len(kls) / places
+        assert terms[f"plan_image_{name}"].numpy() == pytest.approx(sum(nll) / places, rel=1e-4)
+        assert terms[f"plan_kl_{name}"].numpy() == pytest.approx(np.mean(kls), rel=1e-3)
+        assert terms[f"bc_{name}"].numpy() == pytest.approx(np.mean(misses), rel=1e-4)
         assert metrics[f"runs_{name}"].numpy() == pytest.approx(np.mean(runs))
-    assert full[0] == 1 if length == 3 else 0.3 < full[0] < 1, "what this test is about"
+    assert fill["target"] == 1 if length == 3 else 0.3 < fill["target"] < 1, "what is tested here"
     distance = np.mean(embeds["source"], 0) - np.mean(embeds["target"], 0)
     assert terms["mmd"].numpy() == pytest.approx((distance**2).sum(), rel=1e-3)
 
@@ -215,9 +208,9 @@ def test_the_cloner_may_also_learn_from_trunk_states(build):
 
 @pytest.mark.parametrize("stage_name", ["abstraction", "model", "behavior"])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_pictures(domain, stage_name, tiny_config, make_agent, random_batches):
+def test_pictures(domain, stage_name, tiny_config, fresh_agent, random_batches):
     config = tiny_config(f"{domain} veorl")
-    agent = make_agent(config)
+    agent = fresh_agent(config)
     stage = next(s for s in agent.stages() if s.name == stage_name)
     pictures = agent.report(stage_name, random_batches(stage, config), SEED)
     length = {"abstraction": 3, "model": 4, "behavior": 4}[stage_name]
@@ -233,8 +226,6 @@ def test_pictures(domain, stage_name, tiny_config, make_agent, random_batches):
 
 
 def test_the_codebooks_picture_shows_what_each_code_does():
-    from veorl_tf.agents.veorl import codebook_picture
-
     dark, light = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
     image = tf.constant(np.stack([dark, light, light])[None])
     picture = codebook_picture(tf.constant([[1, 0]]), image, 3, columns=3).numpy()
@@ -266,19 +257,16 @@ def test_open_loop_shows_truth_model_and_error(tiny_config, make_agent, random_b
     assert np.abs(moved[6:] - model[6:]).max() > 1e-4, "actions from 5 on are"
 
 
-def test_slots_that_no_run_fills_are_grey_and_coded_zero(build, monkeypatch):
-    """What the plan net sees beyond the last run: 0.0 after preprocessing, and a zero code."""
-    agent, _, batches = build("metaworld", 1)
-    image = batches["target_long"]["image"]
-    jumps = compact(agent.label(image), 6)
-    assert tf.reduce_min(jumps.mask) == 0
-    seen = {}
-    monkeypatch.setattr(agent.model, "encoder", lambda x: seen.setdefault("frames", x) is None or agent.encoder_ban(x))
-    observe = agent.plan.observe
-    monkeypatch.setattr(
-        agent.plan, "observe", lambda e, c, s: seen.setdefault("codes", c) is None or observe(e, c, s)
-    )
-    agent.plan_losses(image, jumps, SEED)
-    empty = jumps.mask.numpy() == 0
-    assert not seen["frames"].numpy()[empty].any() and not seen["codes"].numpy()[empty].any()
-    assert seen["frames"].numpy()[~empty].any(-1).all()
+def test_how_key_frames_are_packed_changes_no_gradient(build):
+    grads = []
+    for bucket in (0, 1, 64):
+        agent, stage, batches = build("metaworld", 1, **{"veorl.bucket": bucket, "kl.free": 0.0})
+        weights = stage.variables
+        with tf.GradientTape() as tape:
+            terms, _ = stage.losses(batches, SEED)
+            total = tf.add_n(list(terms.values()))
+        grads.append(tape.gradient(total, weights, unconnected_gradients="zero"))
+    for path in grads[0]:
+        scale = np.abs(grads[0][path]).max()
+        for other in grads[1:]:
+            np.testing.assert_allclose(other[path], grads[0][path], atol=1e-4 * scale, err_msg=path)

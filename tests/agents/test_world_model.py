@@ -19,9 +19,9 @@ class Streams:
 
 
 @pytest.fixture(params=["metaworld", "minedojo"])
-def setting(request, tiny_config, make_agent, random_batches):
+def setting(request, tiny_config, fresh_agent, random_batches):
     config = tiny_config(f"{request.param} dreamerv2")
-    agent = make_agent(config)
+    agent = fresh_agent(config)
     return config, agent, random_batches(Streams, config)["target"]
 
 
@@ -57,10 +57,10 @@ def test_the_posterior_is_driven_by_the_action_that_led_to_the_frame(setting):
             np.testing.assert_allclose(posterior[key][:, t], state[key], atol=1e-4)
 
 
-def test_the_discount_head_learns_gamma_times_the_datas_discount(tiny_config, make_agent, random_batches):
+def test_the_discount_head_learns_gamma_times_the_datas_discount(tiny_config, fresh_agent, random_batches):
     """Once: the label is in the head, and what the head says is used as it is."""
     config = tiny_config("minedojo dreamerv2")
-    agent = make_agent(config)
+    agent = fresh_agent(config)
     model, batch = agent.model, random_batches(Streams, config)["target"]
     terms, posterior, _ = model.losses(batch, SEED)
     features = model.rssm.features(posterior)
@@ -75,8 +75,8 @@ def test_the_discount_head_learns_gamma_times_the_datas_discount(tiny_config, ma
     np.testing.assert_allclose(model.discount(features), np.full((3, 4), 0.997), rtol=1e-4)
 
 
-def test_without_a_head_the_discount_is_gamma(tiny_config, make_agent):
-    agent = make_agent(tiny_config("metaworld dreamerv2", {"behavior.gamma": 0.9}))
+def test_without_a_head_the_discount_is_gamma(tiny_config, fresh_agent):
+    agent = fresh_agent(tiny_config("metaworld dreamerv2", {"behavior.gamma": 0.9}))
     discount = agent.model.discount(tf.zeros([5, 2, agent.model.rssm.feature_size]))
     np.testing.assert_array_equal(discount, np.full((5, 2), 0.9, np.float32))
 

@@ -45,15 +45,25 @@ def imported_modules():
     return found
 
 
+def installed_modules():
+    """{top-level module: names of the installed packages with files in it}."""
+    found = {}  # importlib.metadata.packages_distributions() misses NumPy under Python 3.10
+    for package in importlib.metadata.distributions():
+        name = canonical(package.metadata['Name'])
+        for top in {path.parts[0].removesuffix('.py') for path in package.files or []}:
+            found.setdefault(top, set()).add(name)
+    return found
+
+
 def test_every_import_is_a_pinned_requirement():
     own = {'veorl_tf', 'envs', 'tests', 'train'}
-    packages = importlib.metadata.packages_distributions()
+    providers = installed_modules()
     pinned = set(requirements('requirements.txt')) | {'packaging'}  # pytest's own dependency
     missing = {}
     for module, path in imported_modules().items():
         if module in own or module in sys.stdlib_module_names:
             continue
-        if not pinned & {canonical(name) for name in packages.get(module, [])}:
+        if not pinned & providers.get(module, set()):
             missing[module] = str(path)
     assert not missing, f'imported, but not in requirements.txt: {missing}'
 

@@ -248,21 +248,22 @@ class VeoRL(DreamerV2):
         return tf.reshape(probs, tf.shape(state["stoch"]))
 
 
-def codebook_picture(index: tf.Tensor, image: tf.Tensor, entries: int, columns: int = 10):
-    """What each code does: mean frame before, mean frame after and their difference (grey = none,
-    amplified), one column per code, `columns` codes a line; codes the batch does not use are black.
+def codebook_picture(index: tf.Tensor, image: tf.Tensor, entries: int, shown: int = 20):
+    """What codes do: mean frame before, mean frame after, and their difference (grey = none,
+    amplified), one column per code, the most used first, ten a line; unused codes are black.
 
     `index [B, T - 1]` labels the transitions of `image [B, T, H, W, 3]`; returns `[H', W', 3]`.
     """
     frames = preprocess(image) + 0.5
-    shape = frames.shape[2:]
-    label = tf.reshape(index, [-1])
-    mean = lambda x: tf.math.unsorted_segment_mean(tf.reshape(x, [-1, *shape]), label, entries)
+    shape, label, columns = frames.shape[2:], tf.reshape(index, [-1]), min(10, entries)
+    counts = tf.math.unsorted_segment_sum(tf.ones_like(label), label, entries)
+    order = tf.argsort(counts, direction="DESCENDING", stable=True)[:shown]
+    mean = lambda x: tf.gather(tf.math.unsorted_segment_mean(
+        tf.reshape(x, [-1, *shape]), label, entries), order)
     before, after = mean(frames[:, :-1]), mean(frames[:, 1:])
-    used = tf.math.unsorted_segment_sum(tf.ones_like(label, tf.float32), label, entries) > 0
     change = tf.clip_by_value(0.5 + 4 * (after - before), 0, 1)
-    change = tf.where(used[:, None, None, None], change, 0)
-    cells = tf.concat([before, after, change], 1)
-    cells = tf.pad(cells, [[0, -entries % columns], [0, 4], [0, 0], [0, 0]])
+    change = tf.where(tf.gather(counts, order)[:, None, None, None] > 0, change, 0)
+    cells = tf.pad(tf.concat([before, after, change], 1),
+                   [[0, -min(shown, entries) % columns], [0, 4], [0, 0], [0, 0]])
     lines = tf.reshape(cells, [-1, columns, *cells.shape[1:]])
     return tf.reshape(tf.transpose(lines, [0, 2, 1, 3, 4]), [-1, columns * shape[1], 3])

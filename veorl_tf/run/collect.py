@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ from veorl_tf.core.errors import MachineError, UserError, warn
 from veorl_tf.core.files import atomic_write, free_bytes
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.progress import duration, progress
-from veorl_tf.data.episodes import DamagedEpisode, load_episode, save_episode
+from veorl_tf.data.episodes import DamagedEpisode, load_episode, save_episode, scan
 from veorl_tf.run.simulators import simulator_errors
 
 STAMP = "20000101T000000"     # datasets come out the same whenever they are made
 RECIPE = "recipe.json"
 EPISODE_KEYS = {"target": ("image", "action", "reward", "discount", "success"),
                 "source": ("image",)}
+EPISODES_PER_SEED = 1_000_000
+LAST_SEED = 999               # beyond lie the goal seeds of evaluations
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Recipe:
     function: str
     jobs: tuple[Mapping, ...]
 
-    @property
+    @cached_property
     def hash(self) -> str:
         text = json.dumps([self.kind, self.function, list(self.jobs)], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
@@ -53,8 +56,9 @@ def target_recipe(task: str, quality: str, episodes: int, seed: int, env: Mappin
         raise UserError(f"--task {task}: no simulator has it, so no dataset can be made")
     if quality not in experts.QUALITIES:
         raise UserError(f"quality {quality!r}: one of {', '.join(experts.QUALITIES)}")
-    _positive("episodes", episodes)
-    jobs = tuple(dict(task=task, quality=quality, seed=seed * 1_000_000 + i, **env)
+    _in_range("data.collect_episodes", episodes, 1, EPISODES_PER_SEED)
+    _in_range("data.seed", seed, 0, LAST_SEED)
+    jobs = tuple(dict(task=task, quality=quality, seed=seed * EPISODES_PER_SEED + i, **env)
                  for i in range(episodes))
     return Recipe(f"{task}-{quality}", "target", "envs.experts:rollout", jobs)
 
@@ -62,14 +66,16 @@ def target_recipe(task: str, quality: str, episodes: int, seed: int, env: Mappin
 def source_recipe(clips: int, frames: int, seed: int, image_size: int) -> Recipe:
     """Clips of the Fetch arms: every task, several cameras, scripted and random behaviour."""
     from envs import fetch
-    _positive("clips", clips)
+    _in_range("data.source_clips", clips, 1, EPISODES_PER_SEED)
+    _in_range("data.source_frames", frames, 1, EPISODES_PER_SEED)
+    _in_range("data.seed", seed, 0, LAST_SEED)
     worlds = [(kind, camera, behaviour) for behaviour in fetch.BEHAVIOURS
               for kind in fetch.KINDS for camera in fetch.CLIP_CAMERAS]
     jobs = []
     for i in range(clips):
         kind, camera, behaviour = worlds[i % len(worlds)]
         jobs.append(dict(kind=kind, camera=camera, behaviour=behaviour,
-                         seed=seed * 1_000_000 + i, length=frames, image_size=image_size))
+                         seed=seed * EPISODES_PER_SEED + i, length=frames, image_size=image_size))
     return Recipe("fetch-clips", "source", "envs.fetch:source_clip", tuple(jobs))
 
 
@@ -77,12 +83,14 @@ def make_dataset(recipe: Recipe, directory: Path, workers: int) -> Path:
     """Makes what is missing of a dataset in `directory`; interrupted, it continues.
 
     Episodes that cannot be read are made again. Returns `directory`, with `recipe.json` written
-    last. Raises MachineError when a job keeps failing or the disk is too small.
+    last. Raises UserError when there are episodes of another recipe, MachineError when a job keeps
+    failing or the disk is too small.
     """
-    if (directory / RECIPE).exists():
-        return directory
+    finished = (directory / RECIPE).exists()
     directory.mkdir(parents=True, exist_ok=True)
-    done = {i for i in range(len(recipe.jobs)) if _whole(recipe, directory, i)}
+    done = _present(recipe, directory, thorough=not finished)
+    if finished and len(done) == len(recipe.jobs):
+        return directory
     todo = [i for i in range(len(recipe.jobs)) if i not in done]
     _check_disk(recipe, directory, len(todo))
     with simulator_errors(), StopRequest() as stop, \
@@ -109,17 +117,30 @@ def _run(recipe, directory, todo, workers, bar, stop) -> None:
             stop.raise_if_requested()
 
 
-def _whole(recipe: Recipe, directory: Path, index: int) -> bool:
-    """Whether episode `index` is there and readable; a damaged one is removed."""
-    found = list(directory.glob(f"{STAMP}-{recipe.ident(index)}-*.npz"))
-    for path in found:
+def _present(recipe: Recipe, directory: Path, thorough: bool) -> set[int]:
+    """Which episodes are there and readable; damaged ones are removed.
+
+    `thorough` reads the files whole and not their headers alone.
+    """
+    indices = {recipe.ident(i): i for i in range(len(recipe.jobs))}
+    infos, damaged = scan(directory, recipe.kind)
+    present = {}
+    for path in [*(info.path for info in infos), *(error.path for error in damaged)]:
+        ident = path.stem.removeprefix(f"{STAMP}-").split("-")[0]
+        if ident not in indices:
+            raise UserError(f"{path}: no episode of this recipe ({recipe.name}, {recipe.hash}); "
+                            f"name another folder")
+        present[path] = indices[ident]
+    for path in [info.path for info in infos] if thorough else []:
         try:
             load_episode(path, EPISODE_KEYS[recipe.kind])
         except DamagedEpisode as error:
-            warn(f"{error}; making it again")
-            path.unlink()
-            return False
-    return bool(found)
+            damaged.append(error)
+    for error in damaged:
+        warn(f"{error}; making it again")
+        error.path.unlink()
+        present.pop(error.path)
+    return set(present.values())
 
 
 def summarise(recipe: Recipe, directory: Path) -> dict:
@@ -128,7 +149,7 @@ def summarise(recipe: Recipe, directory: Path) -> dict:
                "function": recipe.function, "episodes": len(recipe.jobs),
                "first_job": dict(recipe.jobs[0])}
     if recipe.kind == "target":
-        numbers = [load_episode(p, ("reward", "success", "action", "image"))
+        numbers = [load_episode(p, ("reward", "success"))
                    for p in sorted(directory.glob("*.npz"))]
         summary |= {
             "mean_return": float(np.mean([e["reward"].sum() for e in numbers])),
@@ -155,6 +176,6 @@ def _check_disk(recipe: Recipe, directory: Path, count: int) -> None:
                            f"{2 * need / 1e6:.0f} MB needed; choose another --datadir")
 
 
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name} is {value}, but must be at least 1")
+def _in_range(key: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UserError(f"--{key} {value}: from {low} to {high}")

@@ -120,6 +120,8 @@ def collect(argv: Sequence[str]) -> int:
     flags = split_flags(argv)
     if not flags.positional and not flags.help:
         raise UserError(f"OUT is missing; usage: {usage}")
+    if len(flags.positional) > 1:
+        raise UserError(f"unexpected argument {flags.positional[1]!r}; usage: {usage}")
     config = parse_flags(argv[len(flags.positional):], blocks, comments, usage).config
     check_task(config)
     out = Path(flags.positional[0])

@@ -13,20 +13,29 @@ from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_rec
 from veorl_tf.run.simulators import env_options
 
 
+GIVEN = {"target": "target_dataset", "source": "source_videos"}   # keys of the user's own folders
+
+
 def data_root(config: Config) -> Path:
     """Where datasets and caches live: `--datadir`, `$VEORL_DATA`, or the user's cache."""
     place = config.datadir or os.environ.get("VEORL_DATA") or "~/.cache/veorl_tf"
     return Path(place).expanduser()
 
 
+def check_given(config: Config) -> None:
+    """Fails early when a folder of the user's own data is not there, or is needed and not named."""
+    for key in GIVEN.values():
+        if config[key] and not Path(config[key]).expanduser().is_dir():
+            raise UserError(f"--{key} {config[key]}: no such folder")
+    if config.task == "none" and not config.target_dataset:
+        raise UserError("--task none needs --target_dataset: there is no simulator to collect from")
+
+
 def open_store(config: Config, kind: str) -> FrameStore:
     """The frame store of the run's `target` or `source` data, made and built first if need be."""
-    given = config.target_dataset if kind == "target" else config.source_videos
+    given = config[GIVEN[kind]]
     if given:
         directory = Path(given).expanduser()
-        if not directory.is_dir():
-            flag = "--target_dataset" if kind == "target" else "--source_videos"
-            raise UserError(f"{flag} {given}: no such folder")
     else:
         recipe = default_recipe(config, kind)
         directory = data_root(config) / "episodes" / f"{recipe.name}-{recipe.hash}"
@@ -42,8 +51,6 @@ def default_recipe(config: Config, kind: str) -> Recipe:
     if kind == "source":
         return source_recipe(data.source_clips, data.source_frames, data.seed,
                              config.env.image_size)
-    if config.task == "none":
-        raise UserError("--task none needs --target_dataset: there is no simulator to collect from")
     return target_recipe(config.task, data.collect_quality, data.collect_episodes, data.seed,
                          env_options(config))
 

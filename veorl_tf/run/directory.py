@@ -50,6 +50,12 @@ class RunDirectory:
     def policy(self) -> Path:
         return self.path / "policy"
 
+    @property
+    def started(self) -> bool:
+        """Whether anything was learnt here that another configuration would spoil."""
+        return self.config.exists() and (
+            self.result.exists() or any(self.checkpoints.glob("*.json")))
+
     def finished(self) -> dict | None:
         """The outcome of a finished run, else None."""
         return json.loads(self.result.read_text()) if self.result.exists() else None
@@ -58,16 +64,19 @@ class RunDirectory:
 def open_run(config: Config, names: Sequence[str]) -> RunDirectory:
     """The directory of the run that `config` describes, new or to be continued.
 
-    Raises UserError when the directory holds a run with another configuration.
+    Raises UserError when the directory holds a run with another configuration. A run that has no
+    checkpoint yet takes the new one: it may have failed at a flag that was mended since.
     """
     path = Path(config.logdir or f"logs/{default_name(config, names)}").expanduser()
     if config.fresh:
         path = _next_free(path)
     run = RunDirectory(path)
-    if run.config.exists():
+    if run.started:
         _refuse_changes(load_config(path), config, path)
         return run
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--logdir {path}: a file; name a folder")
+    if path.exists() and not run.config.exists() and any(path.iterdir()):
         raise UserError(f"--logdir {path}: a folder with other files; name a new or empty one")
     path.mkdir(parents=True, exist_ok=True)
     with atomic_write(path / "versions.json", "w") as file:

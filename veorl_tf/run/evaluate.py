@@ -180,7 +180,7 @@ def agent_policy(agent, seed: int, workers: int) -> Policy:
     base = tf.constant(seeds.graph_seed(seed, "evaluate"))
     state = agent.initial(workers)
 
-    @tf.function
+    @tf.function(autograph=False)
     def graph(image, is_first, state, step):
         return agent.policy(image, is_first, state, tf.random.fold_in(base, step))
 

@@ -8,22 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
-from veorl_tf.core.config import Config
+from veorl_tf.core.config import Config, load_blocks
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import parse_flags
-from veorl_tf.core.config import load_blocks
 from veorl_tf.core.hardware import resolve_precision
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run import datasets
-from veorl_tf.run.directory import RunDirectory, open_run, provenance
+from veorl_tf.run.directory import RunDirectory, load_config, open_run, provenance
 from veorl_tf.run.simulators import check_task
 
 BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
 RANDOM_EPISODES = 100
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+LOWEST = {"env.workers": 1, "data.batch": 1, "data.length": 3, "data.long_length": 3,
+          "data.source_length": 3, "behavior.horizon": 2, "behavior.slow_every": 1,
+          "stages.abstraction.updates": 0, "stages.model.updates": 0, "stages.behavior.updates": 0,
+          "log.eval_episodes": 1, "log.final_episodes": 1}
 
 
 def train(argv: Sequence[str]) -> int:
@@ -56,12 +59,18 @@ def check(config: Config) -> None:
     for key, valid in choices.items():
         if flat[key] not in valid:
             raise UserError(f"--{key} {flat[key]}: one of {', '.join(valid)}")
+    for key, lowest in LOWEST.items():
+        if flat[key] < lowest:
+            raise UserError(f"--{key} {flat[key]}: at least {lowest}")
     if config.action.discrete != (config.behavior.actor == "onehot"):
         raise UserError(f"--behavior.actor {config.behavior.actor} does not fit --action.discrete "
                         f"{str(config.action.discrete).lower()}")
     if config.env.image_size != 64:
         raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
     check_task(config)
+    datasets.check_given(config)
+    if config.init_from:
+        load_config(config.init_from)
 
 
 def run(config: Config, directory: RunDirectory, strict: bool = False) -> dict:

@@ -45,6 +45,7 @@ class OfflineTraining:
             self.stores["source"] = datasets.open_store(config, "source")
         check_images(self.stores, config)
         self.stage, self.update, self.begun, self.seconds = 0, 0, [], 0.0
+        self.owes_evaluation = False    # one that a signal cut short
         self.started = time.monotonic()
         self.restore()
         self.logger = Logger(directory.path, resume_step=self.step, strict=strict)
@@ -79,9 +80,10 @@ class OfflineTraining:
         arrays, manifest = checkpoint.load(self.directory.checkpoints, name)
         self.stage, self.update = manifest["stage"], manifest["update"]
         self.begun, self.seconds = list(manifest["begun"]), manifest["seconds"]
+        self.owes_evaluation = manifest.get("owes_evaluation", False)
         assign(self.agent.weights(), arrays, name)
+        assign(self.stages[self.stage].state, arrays, name)
         if self.update < self.budgets[self.stage]:
-            assign(self.stages[self.stage].state, arrays, name)
             print(f"continuing {self.directory.path} at update {self.update} of stage "
                   f"{self.stages[self.stage].name}", flush=True)
 
@@ -89,7 +91,7 @@ class OfflineTraining:
         variables = {**self.agent.weights(), **self.stages[self.stage].state}
         manifest = {"stage": self.stage, "update": self.update, "begun": self.begun,
                     "stage_name": self.stages[self.stage].name, "step": self.step,
-                    "seconds": self.clock(),
+                    "seconds": self.clock(), "owes_evaluation": self.owes_evaluation,
                     "config": self.config.flat, "action": vars(self.agent.action_space)}
         checkpoint.save(self.directory.checkpoints, name,
                         {path: v.numpy() for path, v in variables.items()}, manifest)
@@ -100,9 +102,13 @@ class OfflineTraining:
     def run(self) -> None:
         """All stages that are not done yet."""
         while True:
+            stage = self.stages[self.stage]
+            end = checkpoint.stage_name(stage.name)
             if self.update < self.budgets[self.stage]:
-                self.train_stage(self.stages[self.stage])
-                self.save(checkpoint.stage_name(self.stages[self.stage].name))
+                self.train_stage(stage)
+                self.save(end)
+            elif self.update and end not in checkpoint.names(self.directory.checkpoints):
+                self.save(end)   # a signal at the stage's last update came before it
             if self.stage + 1 == len(self.stages):
                 break
             self.stage, self.update = self.stage + 1, 0
@@ -119,9 +125,12 @@ class OfflineTraining:
                         self.config.data.prefetch) as batches, \
                 progress(budget, self.update, stage.name, "updates") as bar:
             watch = Stopwatch()
-            for batch in batches:
+            if self.owes_evaluation:
+                self.evaluate(stop, bar)
+                stop.raise_if_requested()
+            while self.update < budget:
                 with watch("data"):
-                    batch = to_tensors(batch)
+                    batch = to_tensors(next(batches))
                 with watch("update"):
                     metrics = update(batch, self.update)
                     self.update += 1
@@ -156,11 +165,10 @@ class OfflineTraining:
         for name, stream in stage.streams.items():
             store = self.stores[stream.dataset]
             seen, unseen = store.split(data.validation)
-            make = lambda episodes: WindowSampler(
-                store, episodes, stream.length, data.batch, data.oversample_ends, stream.keys)
-            training[name] = make(seen)
+            windows = (stream.length, data.batch, data.oversample_ends, stream.keys)
+            training[name] = WindowSampler(store, seen, *windows)
             if np.any(unseen.lengths > stream.length):
-                held_out[name] = make(unseen)
+                held_out[name] = WindowSampler(store, unseen, *windows)
         return training, held_out if len(held_out) == len(training) else {}
 
     # ----- what is seen of it ------------------------------------------------------------------
@@ -185,7 +193,7 @@ class OfflineTraining:
         self.logger.scalars(self.step, {f"validation/{k}": v for k, v in sums.items()}, stage.name)
 
     def report(self, stage: Stage, samplers: dict) -> None:
-        """Videos and pictures of what the model believes, from held-out data where there is some."""
+        """Videos and pictures of what the model believes, of held-out data where there is some."""
         batch = {name: s.gather(s.indices(seeds.generator(
             self.config.seed, f"{stage.name}/report", name, 0))) for name, s in samplers.items()}
         seed = tf.constant(seeds.graph_seed(self.config.seed, f"{stage.name}/report"))
@@ -200,8 +208,9 @@ class OfflineTraining:
             return
         began = time.monotonic()
         policy = agent_policy(self.agent, self.config.seed, self.config.env.workers)
-        scores = self.evaluator.run(policy, self.config.log.eval_episodes, 1,
-                                    lambda: stop.requested)
+        scores = None if stop.requested else self.evaluator.run(
+            policy, self.config.log.eval_episodes, 1, lambda: stop.requested)
+        self.owes_evaluation = scores is None
         if scores is None:
             return
         summary = {f"evaluation/{k}": v for k, v in scores.summary().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from veorl_tf.core.config import Config
 from veorl_tf.core.errors import Interrupted, MachineError, UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import parse_options
+from veorl_tf.core.interrupt import StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -66,8 +68,8 @@ def train_one(options: Config, task: str, agent: str, seed: int, results: Path) 
     command = [sys.executable, str(ROOT / "train.py"), "--configs", "metaworld", agent,
                options.budget, "--task", task, "--seed", str(seed), "--logdir", str(logdir)]
     print(" ".join(["python", "train.py", *command[2:]]), flush=True)
-    code = subprocess.run(command, check=False).returncode
-    if code > 128:
+    code = wait_for(command)
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
         raise Interrupted(code - 128)
     if code:
         raise MachineError(f"{name}: training ended with exit code {code}; its last lines say why")
@@ -75,6 +77,21 @@ def train_one(options: Config, task: str, agent: str, seed: int, results: Path) 
     row = json.loads((logdir / "result.json").read_text())
     with atomic_write(target, "w") as file:
         json.dump(row | {"budget": options.budget}, file, indent=1)
+
+
+def wait_for(command: Sequence[str]) -> int:
+    """Exit code of a command. It is given the time to save when a signal asks us to stop: Ctrl-C
+    reaches it too, SIGTERM is passed on."""
+    with StopRequest() as stop:
+        child = subprocess.Popen(command)
+        told = False
+        while True:
+            try:
+                return child.wait(1)
+            except subprocess.TimeoutExpired:
+                if stop.signum == signal.SIGTERM and not told:
+                    child.terminate()
+                    told = True
 
 
 def read_results(folder: Path) -> list[dict]:
@@ -123,9 +140,10 @@ def fisher(left: dict, right: dict) -> float:
 
 def insert(path: Path, text: str) -> None:
     """Puts the table between the marks of a Markdown file, where it has them."""
-    if not path.exists() or MARKS[0] not in path.read_text():
+    old = path.read_text() if path.exists() else ""
+    before, begin, rest = old.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
         return
-    before, rest = path.read_text().split(MARKS[0], 1)
-    after = rest.split(MARKS[1], 1)[1]
     with atomic_write(path, "w") as file:
         file.write(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")

@@ -1,0 +1,102 @@
+"""Half precision and while loops give the numbers of float32 and of unrolled loops (invariant 30 of
+VeoRL's spec), and so does XLA."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from veorl_tf.agents.stage import Update
+
+SEED = tf.constant([4, 2])
+
+
+def all_losses(agent, config, random_batches):
+    """Terms and metrics of every stage, on the same batches and with the same noise."""
+    found = {}
+    for stage in agent.stages():
+        stage.begin()
+        terms, _ = stage.losses(random_batches(stage, config), SEED)
+        found |= {f"{stage.name}/{k}": v.numpy() for k, v in terms.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def float32(tiny_config, make_agent, random_batches):
+    """Losses by the names of the blocks, computed once."""
+    found = {}
+
+    def losses(names):
+        if names not in found:
+            config = tiny_config(names)
+            found[names] = all_losses(make_agent(config), config, random_batches)
+        return found[names]
+
+    return losses
+
+
+@pytest.mark.parametrize("names", ["metaworld veorl", "minedojo dreamerv2"])
+@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_gives_float32s_losses(
+    names, precision, unroll, tiny_config, make_agent, random_batches, float32
+):
+    config = tiny_config(names, {"precision": precision, "unroll": unroll})
+    agent = make_agent(config)
+    assert agent.model.rssm.compute_dtype == precision.removeprefix("mixed_")
+    actual = all_losses(agent, config, random_batches)
+    assert set(actual) == set(float32(names))
+    for name, value in float32(names).items():
+        assert actual[name].dtype == np.float32
+        assert actual[name] == pytest.approx(value, rel=1e-2), name
+
+
+@pytest.mark.parametrize("names", ["metaworld veorl", "minedojo veorl", "dmc_vision dreamerv2"])
+def test_while_loops_give_the_losses_of_unrolled_ones(
+    names, tiny_config, make_agent, random_batches, float32
+):
+    config = tiny_config(names, {"unroll": False})
+    actual = all_losses(make_agent(config), config, random_batches)
+    for name, value in float32(names).items():
+        assert actual[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_black_and_white_frames_are_finite(
+    value, precision, tiny_config, make_agent, random_batches, eager
+):
+    config = tiny_config("metaworld veorl", {"precision": precision})
+    agent = make_agent(config)
+    for stage in agent.stages():
+        stage.start()
+        batches = {
+            name: batch | {"image": tf.fill(batch["image"].shape, tf.constant(value, tf.uint8))}
+            for name, batch in random_batches(stage, config).items()
+        }
+        with eager():
+            metrics = Update(stage, 0)(batches, 0)
+        assert all(np.isfinite(v) for v in metrics.values())
+        assert all(metrics[f"{group}/skipped"] == 0 for group in stage.groups)
+    assert all(np.isfinite(v).all() for v in agent.weights().values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("names", ["metaworld veorl", "minedojo veorl", "dmc_vision dreamerv2"])
+def test_xla_gives_the_losses_of_plain_graphs(
+    names, unroll, tiny_config, make_agent, random_batches, eager
+):
+    """One compiled update of every stage."""
+    config = tiny_config(names, {"jit": True, "unroll": unroll})
+    compiled, plain = make_agent(config), make_agent(config)
+    for stage, reference in zip(compiled.stages(), plain.stages(), strict=True):
+        stage.start()
+        reference.start()
+        batches = random_batches(stage, config)
+        actual = Update(stage, 0, jit=True)(batches, 0)
+        with eager():
+            expected = Update(reference, 0)(batches, 0)
+        for name in (n for n in expected if n.startswith("loss/")):
+            assert actual[name].numpy() == pytest.approx(expected[name].numpy(), rel=1e-3), name
+        for path, variable in stage.variables.items():
+            variable.assign(reference.variables[path])  # the next stage starts from equal weights
