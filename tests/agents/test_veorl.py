@@ -215,7 +215,7 @@ def test_pictures(domain, stage_name, tiny_config, fresh_agent, random_batches):
     pictures = agent.report(stage_name, random_batches(stage, config), SEED)
     length = {"abstraction": 3, "model": 4, "behavior": 4}[stage_name]
     columns = 3 * 64
-    expected = {"codebook": (3 * 64 + 4, 640, 3)}
+    expected = {"codebook": (3 * 64 + 4, 8 * 64, 3)}
     if stage_name != "behavior":
         expected["open_loop/plan"] = (length, 192, columns, 3)
     if stage_name != "abstraction":
@@ -226,14 +226,16 @@ def test_pictures(domain, stage_name, tiny_config, fresh_agent, random_batches):
 
 
 def test_the_codebooks_picture_shows_what_each_code_does():
+    """Of 12 codes 0, 1 and 5 occur; 5 twice, so it comes first. Ten columns a line."""
     dark, light = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 51, np.uint8)
-    image = tf.constant(np.stack([dark, light, light])[None])
-    picture = codebook_picture(tf.constant([[1, 0]]), image, 3, columns=3).numpy()
-    assert picture.shape == (3 * 2 + 4, 3 * 2, 3)
-    code = lambda i: picture[:6, 2 * i : 2 * i + 2].reshape(3, 2, 2, 3)[:, 0, 0, 0]
-    np.testing.assert_allclose(code(0), [0.2, 0.2, 0.5], atol=1e-6)
-    np.testing.assert_allclose(code(1), [0.0, 0.2, 1.0], atol=1e-6)
-    assert not code(2).any()
+    image = tf.constant(np.stack([dark, light, light, dark, light])[None])
+    picture = codebook_picture(tf.constant([[5, 0, 1, 5]]), image, 12).numpy()
+    assert picture.shape == (2 * (3 * 2 + 4), 10 * 2, 3)
+    column = lambda i: picture[:6, 2 * i : 2 * i + 2].reshape(3, 2, 2, 3)[:, 0, 0, 0]
+    np.testing.assert_allclose(column(0), [0.0, 0.2, 1.0], atol=1e-6)
+    np.testing.assert_allclose(column(1), [0.2, 0.2, 0.5], atol=1e-6)
+    np.testing.assert_allclose(column(2), [0.2, 0.0, 0.0], atol=1e-6)
+    assert not picture[:, 6:].any() and not picture[6:].any()
 
 
 def test_open_loop_shows_truth_model_and_error(tiny_config, make_agent, random_batches):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,17 +31,20 @@ class Recipe:
     """What a dataset is made of: everything that its bytes depend on.
 
     `kind` is `target` (episodes with actions and rewards) or `source` (images alone), `function`
-    what runs in a worker for each entry of `jobs` (its keyword arguments).
+    what runs in a worker for each entry of `jobs` (its keyword arguments), `details` what the
+    function's own tables add.
     """
 
     name: str
     kind: str
     function: str
     jobs: tuple[Mapping, ...]
+    details: Mapping = field(default_factory=dict)
 
     @cached_property
     def hash(self) -> str:
-        text = json.dumps([self.kind, self.function, list(self.jobs)], sort_keys=True)
+        parts = [self.kind, self.function, list(self.jobs), dict(self.details)]
+        text = json.dumps(parts, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
     def ident(self, index: int) -> str:
@@ -60,7 +63,9 @@ def target_recipe(task: str, quality: str, episodes: int, seed: int, env: Mappin
     _in_range("data.seed", seed, 0, LAST_SEED)
     jobs = tuple(dict(task=task, quality=quality, seed=seed * EPISODES_PER_SEED + i, **env)
                  for i in range(episodes))
-    return Recipe(f"{task}-{quality}", "target", "envs.experts:rollout", jobs)
+    details = {"noise": asdict(experts.noise_of(task, experts.setting_of(env))),
+               "mixture": experts.MIXTURE}
+    return Recipe(f"{task}-{quality}", "target", "envs.experts:rollout", jobs, details)
 
 
 def source_recipe(clips: int, frames: int, seed: int, image_size: int) -> Recipe:
@@ -147,7 +152,7 @@ def summarise(recipe: Recipe, directory: Path) -> dict:
     """What a finished dataset holds: recipe, returns, success."""
     summary = {"name": recipe.name, "kind": recipe.kind, "hash": recipe.hash,
                "function": recipe.function, "episodes": len(recipe.jobs),
-               "first_job": dict(recipe.jobs[0])}
+               "first_job": dict(recipe.jobs[0]), "details": dict(recipe.details)}
     if recipe.kind == "target":
         numbers = [load_episode(p, ("reward", "success"))
                    for p in sorted(directory.glob("*.npz"))]

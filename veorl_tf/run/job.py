@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -151,4 +152,4 @@ def outcome(result: dict) -> str:
 def where(directory: RunDirectory) -> str:
     """Where the files of a finished run are."""
     return (f"videos {directory.videos}, policy (SavedModel) {directory.policy}, "
-            f"logs: tensorboard --logdir {directory.path}")
+            f"logs: {Path(sys.executable).parent / 'tensorboard'} --logdir {directory.path}")

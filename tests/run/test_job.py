@@ -1,0 +1,112 @@
+"""What `train.py` refuses, each in one line and before anything is written; and its last lines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from veorl_tf.run.directory import RunDirectory
+from veorl_tf.run.job import check, dataset_scores, outcome, train, where
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Nothing may be written before the command line is right."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_without_blocks():
+    """A fresh process: one line, exit code 2, and no TensorFlow, which takes seconds to load."""
+    code = ("import runpy, sys\nsys.argv = ['train.py']\n"
+            "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "finally:\n    print('tensorflow' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "False\n"
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: --configs is missing")
+    assert "metaworld" in done.stderr and "veorl" in done.stderr
+
+
+BASE = ["--configs", "metaworld", "veorl", "debug"]
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--configs", "metaworl", "veorl"], ["unknown block 'metaworl'", "did you mean metaworld"]),
+    ([*BASE, "--behavior.horizn", "3"], ["--behavior.horizn", "did you mean behavior.horizon"]),
+    ([*BASE, "--horizon", "3"], ["behavior.horizon"]),
+    ([*BASE, "--behavior", "3"], ["--behavior is a group", "behavior.gamma"]),
+    ([*BASE, "--seed", "one"], ["--seed", "a whole number expected", "'one'"]),
+    ([*BASE, "--data.batch", "0.5"], ["--data.batch", "a whole number expected"]),
+    ([*BASE, "--jit", "maybe"], ["--jit", "true or false"]),
+    ([*BASE, "--task", "metaworld_door_clos"], ["--task", "metaworld_door_close"]),
+    ([*BASE, "--task", "atari_pong"], ["--task", "atari_pong"]),
+    ([*BASE, "--env.camera", "corner9"], ["camera", "corner9", "corner2"]),
+    ([*BASE, "--env.time_limit", "501"], ["time_limit", "501", "500"]),
+    ([*BASE, "--env.image_size", "84"], ["--env.image_size 84", "64"]),
+    ([*BASE, "--env.workers", "0"], ["--env.workers 0", "at least 1"]),
+    ([*BASE, "--log.final_episodes", "0"], ["--log.final_episodes 0"]),
+    ([*BASE, "--stages.model.updates", "-1"], ["--stages.model.updates -1"]),
+    ([*BASE, "--behavior.horizon", "1"], ["--behavior.horizon 1", "at least 2"]),
+    ([*BASE, "--precision", "float8"], ["--precision float8", "mixed_bfloat16"]),
+    ([*BASE, "--agent", "dreamer"], ["--agent dreamer", "dreamerv2, veorl"]),
+    ([*BASE, "--v2.latent", "vector"], ["--v2.latent vector", "gaussian, categorical"]),
+    ([*BASE, "--behavior.actor", "onehot"], ["--behavior.actor onehot", "--action.discrete false"]),
+    ([*BASE, "--target_dataset", "nowhere"], ["--target_dataset nowhere", "no such folder"]),
+    ([*BASE, "--source_videos", "nowhere"], ["--source_videos nowhere", "no such folder"]),
+    ([*BASE, "--init_from", "nowhere"], ["nowhere", "not a run directory"]),
+    (["--configs", "veorl", "debug"], ["--task none needs --target_dataset"]),
+    ([*BASE, "stray"], []),
+    (["stray", *BASE], ["unexpected argument 'stray'"]),
+])
+def test_one_line_says_what_is_wrong(argv, words, refused):
+    line = refused(train, argv)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize("names", ["metaworld veorl", "metaworld dreamerv2", "metaworld veorl small"])
+def test_blocks_with_a_simulator_pass(names, blocks):
+    from veorl_tf.core.config import resolve
+
+    check(resolve(blocks, names.split()))
+
+
+@pytest.mark.parametrize("names", ["carla veorl", "minedojo veorl", "dmc_vision dreamerv2"])
+def test_blocks_without_one_need_data(names, blocks, tmp_path_factory):
+    from veorl_tf.core.config import resolve
+
+    data = tmp_path_factory.mktemp("logs")
+    check(resolve(blocks, names.split(), {"target_dataset": str(data)}))
+
+
+def test_outcome_and_where(tmp_path_factory):
+    scores = {"success": 0.85, "return": 1234.5, "episodes": 20}
+    result = {"policy": scores, "random": scores | {"success": 0.0}, "dataset": scores}
+    assert outcome(result) == ("policy: success 85%, return 1234 (20 episodes); "
+                               "random: success 0%, return 1234 (20 episodes); "
+                               "dataset: success 85%, return 1234 (20 episodes)")
+    assert outcome({"updates": 18}) == "18 updates; no simulator, so no evaluation"
+    run = RunDirectory(Path("logs/run"))
+    assert all(str(path) in where(run) for path in (run.videos, run.policy, run.path))
+
+
+def test_scores_of_a_dataset(tmp_path_factory):
+    import numpy as np
+
+    from veorl_tf.data.episodes import save_episode
+    from veorl_tf.data.store import FrameStore
+    from veorl_tf.data.synthetic import random_episode
+
+    folder = tmp_path_factory.mktemp("episodes")
+    for seed, (length, wins) in enumerate([(5, True), (9, False), (7, False), (6, True)]):
+        episode = random_episode(length, seed)
+        episode["reward"] = np.full(length, seed + 1, np.float32)
+        episode["success"] = np.zeros(length, np.float32)
+        episode["success"][length // 2] = wins
+        save_episode(folder, episode)
+    store = FrameStore.build_or_open(folder, folder / "stores")
+    mean = (5 * 1 + 9 * 2 + 7 * 3 + 6 * 4) / 4
+    assert dataset_scores(store) == {"return": mean, "success": 0.5, "episodes": 4}

@@ -1,0 +1,185 @@
+"""A run that is stopped again and again ends with the numbers of one that was not."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from veorl_tf.agents.stage import Update
+from veorl_tf.core import checkpoint
+from veorl_tf.core.errors import Interrupted, UserError
+from veorl_tf.core.metrics import read_metrics
+from veorl_tf.data.episodes import save_episode
+from veorl_tf.data.synthetic import random_episode
+from veorl_tf.run.directory import RunDirectory, load_weights, open_run
+from veorl_tf.run.job import run
+
+NAMES = ("veorl", "debug")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten episodes of random numbers, and clips of which only the images count."""
+    root = tmp_path_factory.mktemp("random")
+    for i in range(10):
+        save_episode(root / "target", random_episode(12, seed=i))
+        save_episode(root / "source", {"image": random_episode(9, seed=100 + i)["image"]})
+    return root
+
+
+@pytest.fixture(scope="module")
+def configured(data, tiny_config):
+    """`configured(logdir)`: five updates a stage, everything logged, no simulator.
+
+    Loops are not unrolled: TensorFlow's AddN sums the three or more gradients that meet in one
+    tensor in the order in which their buffers come free, so that an unrolled behaviour stage
+    differs in the last bit even from itself. In a while loop it does not.
+    """
+    base = {"task": "none", "unroll": False, "target_dataset": str(data / "target"),
+            "source_videos": str(data / "source"), "datadir": str(data), "data.validation": 0.2,
+            "stages.(abstraction|model|behavior).updates": 5, "log.every": 1,
+            "log.validation_every": 2, "log.video_every": 4, "log.checkpoint_every": 3}
+    return lambda logdir, **more: tiny_config("veorl", base | {"logdir": str(logdir)} | more)
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """`stop_at(3)`: SIGTERM in the midst of the third update from now on; None: never."""
+    call, state = Update.__call__, {"left": None}
+
+    def counted(self, batches, index):
+        if state["left"] is not None:
+            state["left"] -= 1
+            if state["left"] == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return call(self, batches, index)
+
+    monkeypatch.setattr(Update, "__call__", counted)
+    return lambda count: state.update(left=count)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(configured, tmp_path_factory) -> RunDirectory:
+    config = configured(tmp_path_factory.mktemp("logs") / "whole")
+    directory = open_run(config, NAMES)
+    run(config, directory, strict=True)
+    return directory
+
+
+def lines(directory: RunDirectory) -> list[dict]:
+    """Metrics, without what a clock measured."""
+    return [{k: v for k, v in line.items() if not k.startswith("time/")}
+            for line in read_metrics(directory.path / "metrics.jsonl")]
+
+
+def weights(directory: RunDirectory, stage: str) -> dict[str, bytes]:
+    arrays = load_weights(directory.path, checkpoint.stage_name(stage))[0]
+    return {path: array.tobytes() for path, array in arrays.items()}
+
+
+def test_stopped_in_every_stage(undisturbed, configured, tmp_path, stop_at, capfd):
+    """In the midst of each stage, and at the last update of one, where nothing of it is left."""
+    config = configured(tmp_path / "run")
+    # Updates into this start, stage index and update at which it must have been saved.
+    for count, stage, update in [(2, 0, 2), (4, 1, 1), (4, 1, 5), (4, 2, 4)]:
+        stop_at(count)
+        with pytest.raises(Interrupted) as caught:
+            run(config, open_run(config, NAMES), strict=True)
+        assert caught.value.exit_code == 143
+        directory = open_run(config, NAMES)
+        assert directory.finished() is None
+        assert checkpoint.latest(directory.checkpoints) == checkpoint.update_name(stage, update)
+        assert f"saved at update {update}" in capfd.readouterr().err
+    stop_at(None)
+    result = run(config, open_run(config, NAMES), strict=True)
+    assert "continuing" in capfd.readouterr().out
+    assert result["updates"] == 15 and "policy" not in result
+    for stage in ("abstraction", "model", "behavior"):
+        expected = weights(undisturbed, stage)
+        assert weights(directory, stage) == expected
+        assert any(path.startswith("optimizer/") for path in expected)
+    assert lines(directory) == lines(undisturbed)
+    assert len(lines(directory)) == 15 + 3 * 3       # updates, validations at 2, 4, 5
+    assert result["training_seconds"] >= 1
+
+
+def test_without_a_simulator(undisturbed):
+    """Validation losses and videos instead of an evaluation, and a policy all the same."""
+    names = {name for line in lines(undisturbed) for name in line}
+    assert {"validation/loss/image", "validation/loss/critic"} <= names
+    assert not [name for name in names if name.startswith("evaluation")]
+    assert (undisturbed.policy / "policy.json").exists() and not undisturbed.videos.exists()
+
+
+def test_a_damaged_checkpoint_costs_only_its_updates(undisturbed, configured, tmp_path, stop_at,
+                                                     capfd):
+    config = configured(tmp_path / "run", **{"stages.abstraction.updates": 0})
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        run(config, open_run(config, NAMES), strict=True)
+    directory = open_run(config, NAMES)
+    assert checkpoint.names(directory.checkpoints) == ["update-1-000000003", "update-1-000000004"]
+    newest = directory.checkpoints / "update-1-000000004.npz"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    stop_at(1)
+    with pytest.raises(Interrupted):
+        run(config, directory, strict=True)
+    assert "passed over" in capfd.readouterr().err
+    assert [line["step"] for line in lines(directory)] == [1, 2, 2, 3, 4, 4]
+    assert checkpoint.latest(directory.checkpoints) == "update-1-000000004"
+
+
+def test_init_from(undisturbed, configured, tmp_path, stop_at):
+    """Weights come from the other run; training begins at its beginning."""
+    config = configured(tmp_path / "run", init_from=str(undisturbed.path),
+                        **{"stages.(abstraction|model).updates": 0, "actor.lr": 0.0})
+    stop_at(1)
+    with pytest.raises(Interrupted):
+        run(config, open_run(config, NAMES), strict=True)
+    arrays, manifest, name = load_weights(tmp_path / "run")
+    assert name == "update-2-000000001" and manifest["begun"] == ["behavior"]
+    before, after = weights(undisturbed, "behavior"), {k: v.tobytes() for k, v in arrays.items()}
+    same = [k for k in before if k.startswith(("trunk/", "encoder/", "actor/", "ban/"))]
+    assert same and all(before[k] == after[k] for k in same)
+    assert after["critic/out/kernel"] != before["critic/out/kernel"]
+    other = configured(tmp_path / "other", init_from=str(undisturbed.path), **{"v2.deter": 17})
+    with pytest.raises(UserError, match=r"trunk/.* the configuration wants"):
+        run(other, open_run(other, NAMES))
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"data.length": 12}, "13 are needed"),
+    ({"data.source_length": 9}, "10 are needed"),
+])
+def test_episodes_too_short(configured, tmp_path, change, words):
+    config = configured(tmp_path / "run", **change)
+    with pytest.raises(UserError, match=words):
+        run(config, open_run(config, NAMES))
+
+
+def test_frames_of_another_size(configured, tmp_path):
+    save_episode(tmp_path / "small", random_episode(12, image_size=32))
+    config = configured(tmp_path / "run", target_dataset=str(tmp_path / "small"))
+    with pytest.raises(UserError, match=r"\[32, 32, 3\]"):
+        run(config, open_run(config, NAMES))
+
+
+def test_actions_come_from_the_data(configured, tmp_path, stop_at):
+    """A robot log with seven numbers per action trains without a flag that says so."""
+    for i in range(4):
+        save_episode(tmp_path / "robot", random_episode(12, seed=i, action_size=7))
+    config = configured(tmp_path / "run", target_dataset=str(tmp_path / "robot"),
+                        **{"stages.(abstraction|behavior).updates": 0})
+    stop_at(1)
+    with pytest.raises(Interrupted):
+        run(config, open_run(config, NAMES), strict=True)
+    arrays, manifest, _ = load_weights(tmp_path / "run")
+    assert manifest["action"] == {"size": 7, "discrete": False}
+    assert arrays["actor/out/bias"].shape == (2 * 7,)
+    # A checkpoint knows its actions: no data is needed to load the agent.
+    from veorl_tf.run.commands import load_agent
+
+    agent, _ = load_agent(tmp_path / "run", config)
+    assert agent.action_space.size == 7
+    assert np.array_equal(agent.weights()["actor/out/bias"].numpy(), arrays["actor/out/bias"])
