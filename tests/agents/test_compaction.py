@@ -23,9 +23,9 @@ def reference(index, slots):
 
 def check(index, slots):
     jumps = compact(tf.constant(index, tf.int32), slots)
-    for row, expected in enumerate(reference(one, slots) for one in index):
-        for name, actual, right in zip(jumps._fields, jumps, expected, strict=True):
-            np.testing.assert_array_equal(actual[row], right, err_msg=f"{name} of {index[row]}")
+    expected = zip(*(reference(row, slots) for row in index), strict=True)
+    for name, actual, right in zip(jumps._fields, jumps, expected, strict=True):
+        np.testing.assert_array_equal(actual, right, err_msg=f"{name} of {index}")
     return jumps
 
 

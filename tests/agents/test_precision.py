@@ -60,10 +60,9 @@ def test_while_loops_give_the_losses_of_unrolled_ones(
         assert actual[name] == pytest.approx(value, rel=1e-5), name
 
 
-@pytest.mark.parametrize("value", [0, 255])
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(("precision", "value"), [("float32", 0), ("mixed_float16", 255)])
 def test_black_and_white_frames_are_finite(
-    value, precision, tiny_config, fresh_agent, random_batches, eager
+    precision, value, tiny_config, fresh_agent, random_batches, eager
 ):
     """Errors of one sign add up: float16 needs a small loss scale here, and finds it."""
     config = tiny_config("metaworld veorl", {"precision": precision})
@@ -92,8 +91,10 @@ def test_black_and_white_frames_are_finite(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unroll", [True, False])
-@pytest.mark.parametrize("names", ["metaworld veorl", "minedojo veorl", "dmc_vision dreamerv2"])
+@pytest.mark.parametrize(
+    ("names", "unroll"),
+    [("metaworld veorl", False), ("minedojo veorl", False), ("dmc_vision dreamerv2", True)],
+)
 def test_xla_gives_the_losses_of_plain_graphs(
     names, unroll, tiny_config, make_agent, random_batches, eager
 ):

@@ -17,7 +17,7 @@ from veorl_tf.core.interrupt import StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
-    "tasks": ["metaworld_door_close", "metaworld_handle_press"],
+    "tasks": ["metaworld_door_close", "metaworld_drawer_open"],
     "agents": ["veorl", "dreamerv2"],
     "seeds": [0, 1],
     "budget": "small",
