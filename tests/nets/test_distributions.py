@@ -48,15 +48,18 @@ def test_gaussian_kl_is_the_closed_form(rng):
     np.testing.assert_allclose(latent.kl(as_stats(m1, s1), as_stats(m2, s2)), exact, rtol=1e-4)
 
 
-def test_gaussian_statistics_at_zero():
+def test_means_and_standard_deviations():
     latent = GaussianLatent(50)
     stats = latent.stats(tf.zeros([3, latent.outputs]))
     np.testing.assert_allclose(stats["std"], np.full((3, 50), 1.1), rtol=1e-6)
     np.testing.assert_allclose(latent.entropy(stats), np.full(3, 50 * 1.51425), rtol=1e-5)
-    x = tf.constant([[0.3, -40.0], [5.0, 40.0]])
-    stats = GaussianLatent(1).stats(x)
-    np.testing.assert_allclose(stats["mean"][:, 0], [0.3, 5.0])
-    np.testing.assert_allclose(stats["std"][:, 0], [0.1, 2.1], rtol=1e-5)
+    x = tf.constant([[0.3, -40.0], [5.0, 40.0], [-2.0, 1.0]])
+    exact = [0.1, 2.1, 2 / (1 + math.exp(-0.5)) + 0.1]
+    means = [0.3, 5, -2]
+    for kind, mean in ((GaussianLatent(1), means), (TruncatedNormalAction(1), np.tanh(means))):
+        stats = kind.stats(x)
+        np.testing.assert_allclose(stats["mean"][:, 0], mean, rtol=1e-5)
+        np.testing.assert_allclose(stats["std"][:, 0], exact, rtol=1e-5)
 
 
 def test_gaussian_samples_are_reparameterised():

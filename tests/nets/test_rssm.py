@@ -44,6 +44,33 @@ def test_gru_is_the_papers(rng, built):
         assert np.abs(actual - numpy_gru(cell, x, h, order)).max() > 1e-2
 
 
+def elu(x):
+    return np.where(x > 0, x, np.expm1(x))
+
+
+def test_one_step_is_the_papers(rng, built):
+    """Section 1.4 of VeoRL's spec in NumPy: what feeds what, and which layers have an ELU."""
+    rssm = built(make())
+    for variable in rssm.weights:
+        variable.assign(rng.normal(0, 0.5, variable.shape))
+    dense = lambda layer, *x: np.concatenate(x, -1) @ layer.kernel.numpy() + layer.bias.numpy()
+    stoch, deter, action, embed, noise = (rng.normal(size=(4, n)) for n in (3, 6, 2, 7, 3))
+    tensor = lambda x: tf.constant(x, tf.float32)
+    state = rssm.initial(4) | {"stoch": tensor(stoch), "deter": tensor(deter)}
+    deter = numpy_gru(rssm.cell, elu(dense(rssm.img_in, stoch, action)), deter)
+    prior = dense(rssm.img_dist, elu(dense(rssm.img_out, deter)))
+    posterior = dense(rssm.obs_dist, elu(dense(rssm.obs_out, deter, embed)))
+    for step, output in (
+        (rssm.imagine_step(state, tensor(action), tensor(noise)), prior),
+        (rssm.observe_step(state, tensor(action), tensor(embed), tensor(noise)), posterior),
+    ):
+        mean, std = output[:, :3], 2 * sigmoid(output[:, 3:] / 2) + 0.1
+        expected = {"deter": deter, "mean": mean, "std": std, "stoch": mean + std * noise}
+        assert set(step) == set(expected)
+        for key, value in expected.items():
+            np.testing.assert_allclose(step[key], value, rtol=1e-4, atol=1e-4, err_msg=key)
+
+
 def test_gru_normalises_its_three_gates_together(built, rng):
     """Scaling the columns of one gate changes the statistics that all three are divided by."""
     cell = built(GRUCell("cell", 4, 6))

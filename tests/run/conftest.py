@@ -16,7 +16,10 @@ REAL = ["--task", "metaworld_door_close", "--precision", "float32", "--env.time_
 
 @pytest.fixture
 def refused(capfd) -> Callable[..., str]:
-    """`refused(command, argv, code=2)`: the one line on stderr with which a command ends."""
+    """`refused(command, argv, code=2)`: the one line on stderr with which a command ends.
+
+    `command` is a function that raises, or the whole `main`, which gives the exit code itself.
+    """
 
     def call(command, argv, code: int = 2) -> str:
         capfd.readouterr()

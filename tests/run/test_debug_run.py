@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
+import signal
 import time
 
 import numpy as np
 import pytest
 
 from veorl_tf.core import checkpoint
+from veorl_tf.core.errors import Interrupted
 from veorl_tf.core.metrics import describe, read_metrics
 from veorl_tf.run import job
-from veorl_tf.run.directory import load_weights
+from veorl_tf.run.directory import load_weights, open_run
+from veorl_tf.run.evaluate import Evaluator
 
 STAGES = {"veorl": ["abstraction", "model", "behavior"], "dreamerv2": ["model", "behavior"]}
 UPDATES = 6     # of every stage of `debug`
@@ -71,7 +75,7 @@ def test_every_metric_is_described_and_finite(agent, trained):
     assert not [name for name in names if describe(name) is None]
     assert not [(line["step"], k) for line in lines for k, v in line.items() if v is None]
     assert {"loss/image", "loss/actor", "return", "validation/loss/total", "evaluation/success",
-            "time/updates_per_second", "time/data", "time/update"} <= names
+            "time/updates_per_second", "time/data", "time/update", "time/total"} <= names
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps) and steps[-1] == UPDATES * len(STAGES[agent])
 
@@ -170,6 +174,34 @@ def test_other_flags_are_refused(trained, arguments, refused):
     trained("dreamerv2")
     line = refused(job.train, [*arguments("dreamerv2"), "--behavior.gamma", "0.9"])
     assert "behavior.gamma 0.99 -> 0.9" in line
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for(trained, datadir, tiny_config, tmp_path,
+                                                         monkeypatch):
+    trained("dreamerv2")
+    data, = (datadir / "episodes").glob("metaworld_door_close-*")
+    config = tiny_config("metaworld dreamerv2", {
+        "task": "metaworld_door_close", "target_dataset": str(data), "datadir": str(datadir),
+        "logdir": str(tmp_path / "run"), "env.time_limit": 20, "stages.model.updates": 0,
+        "stages.behavior.updates": 3, "log.every": 1, "log.validation_every": 0,
+        "log.video_every": 0, "log.eval_every": 2, "log.final_episodes": 1})
+    evaluate = Evaluator.run
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "run", interrupted)
+        for _ in range(2):      # once where it is due, once where it is made up for
+            with pytest.raises(Interrupted):
+                job.run(config, open_run(config, ["x"]), strict=True)
+            assert checkpoint.names(tmp_path / "run" / "checkpoints") == ["update-1-000000002"]
+    result = job.run(config, open_run(config, ["x"]), strict=True)
+    steps = [(line["step"], "evaluation/return" in line)
+             for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == [(1, False), (2, False), (2, True), (3, False)]
+    assert result["policy"]["episodes"] == 1 and result["random"]["episodes"] == 5
 
 
 @pytest.mark.slow

@@ -40,7 +40,8 @@ def configured(data, tiny_config):
             "source_videos": str(data / "source"), "datadir": str(data), "data.validation": 0.2,
             "stages.(abstraction|model|behavior).updates": 5, "log.every": 1,
             "log.validation_every": 2, "log.video_every": 4, "log.checkpoint_every": 3}
-    return lambda logdir, **more: tiny_config("veorl", base | {"logdir": str(logdir)} | more)
+    return lambda logdir, agent="veorl", **more: tiny_config(
+        agent, base | {"logdir": str(logdir)} | more)
 
 
 @pytest.fixture
@@ -114,20 +115,20 @@ def test_without_a_simulator(undisturbed):
 
 def test_a_damaged_checkpoint_costs_only_its_updates(undisturbed, configured, tmp_path, stop_at,
                                                      capfd):
-    config = configured(tmp_path / "run", **{"stages.abstraction.updates": 0})
+    config = configured(tmp_path / "run", "dreamerv2", **{"log.video_every": 0})
     stop_at(4)
     with pytest.raises(Interrupted):
         run(config, open_run(config, NAMES), strict=True)
     directory = open_run(config, NAMES)
-    assert checkpoint.names(directory.checkpoints) == ["update-1-000000003", "update-1-000000004"]
-    newest = directory.checkpoints / "update-1-000000004.npz"
+    assert checkpoint.names(directory.checkpoints) == ["update-0-000000003", "update-0-000000004"]
+    newest = directory.checkpoints / "update-0-000000004.npz"
     newest.write_bytes(newest.read_bytes()[:-100])
     stop_at(1)
     with pytest.raises(Interrupted):
         run(config, directory, strict=True)
     assert "passed over" in capfd.readouterr().err
     assert [line["step"] for line in lines(directory)] == [1, 2, 2, 3, 4, 4]
-    assert checkpoint.latest(directory.checkpoints) == "update-1-000000004"
+    assert checkpoint.latest(directory.checkpoints) == "update-0-000000004"
 
 
 def test_init_from(undisturbed, configured, tmp_path, stop_at):
@@ -169,8 +170,8 @@ def test_actions_come_from_the_data(configured, tmp_path, stop_at):
     """A robot log with seven numbers per action trains without a flag that says so."""
     for i in range(4):
         save_episode(tmp_path / "robot", random_episode(12, seed=i, action_size=7))
-    config = configured(tmp_path / "run", target_dataset=str(tmp_path / "robot"),
-                        **{"stages.(abstraction|behavior).updates": 0})
+    config = configured(tmp_path / "run", "dreamerv2", target_dataset=str(tmp_path / "robot"),
+                        **{"log.video_every": 0, "log.validation_every": 0})
     stop_at(1)
     with pytest.raises(Interrupted):
         run(config, open_run(config, NAMES), strict=True)

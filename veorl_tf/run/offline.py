@@ -138,7 +138,7 @@ class OfflineTraining:
                         metrics = {k: float(v) for k, v in metrics.items()}
                 bar.update()
                 if self.due(log.every):
-                    self.log(metrics | watch.read(), bar)
+                    self.log(metrics | watch.read() | {"time/total": self.clock()}, bar)
                 if held_out and self.due(log.validation_every):
                     self.validate(stage, update, held_out)
                 if self.due(log.video_every):

@@ -1,0 +1,66 @@
+"""Worker processes: in parallel, replaceable, counted."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from envs.workers import SimulatorPool, WorkerFailure, run_jobs
+
+SPEC = dict(task="metaworld_reach", render=False, time_limit=20)
+
+
+def test_importing_envs_imports_no_tensorflow():
+    code = "import sys, envs, envs.workers, envs.experts, envs.fetch; print('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_pool_steps_in_parallel_and_replaces_who_dies():
+    with SimulatorPool(SPEC, 2) as pool:
+        first = pool.reset({0: 5, 1: 5})
+        assert set(first) == {0, 1} and first[0][0]["image"].shape == (64, 64, 3)
+        action = np.full(4, 0.5, np.float32)
+        step = pool.step({0: action, 1: action})
+        assert step[0][1] == step[1][1] > 0                   # the same seed, the same reward
+        os.kill(pool.pids()[0], signal.SIGKILL)
+        step = pool.step({0: action, 1: action})
+        assert isinstance(step[0], WorkerFailure) and not isinstance(step[1], WorkerFailure)
+        assert pool.failures == 1
+        with pytest.raises(ValueError, match="reset"):
+            pool.step({0: action})
+        again = pool.reset({0: 5})
+        assert np.array_equal(again[0][0]["image"], first[0][0]["image"])
+        assert pool.step({0: action})[0][1] > 0
+
+
+def test_a_bad_action_is_a_failure_with_its_reason():
+    with SimulatorPool(SPEC, 1) as pool:
+        pool.reset({0: 0})
+        result = pool.step({0: np.full(4, np.nan)})[0]
+        assert isinstance(result, WorkerFailure) and "finite" in result.reason
+
+
+def test_no_process_is_left():
+    pool = SimulatorPool(SPEC, 2)
+    pids = pool.pids()
+    pool.close()
+    pool.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_jobs_are_tried_twice(tmp_path):
+    jobs = [dict(marker=str(tmp_path / "marker"))]
+    assert list(run_jobs("tests.envs.jobs:fails_once", jobs, 1, rendering=False)) == [(0, "done")]
+    (index, result), = run_jobs("tests.envs.jobs:always_fails", [{}], 1, rendering=False)
+    assert index == 0 and isinstance(result, WorkerFailure) and "always" in result.reason
+
+
+def test_a_job_that_hangs_is_ended():
+    (_, result), = run_jobs("tests.envs.jobs:hangs", [{}], 1, timeout=1, rendering=False)
+    assert isinstance(result, WorkerFailure)
