@@ -1,4 +1,7 @@
-"""`python -m veorl_tf COMMAND ...`: everything around training. Imports TensorFlow only in commands."""
+"""`python -m veorl_tf COMMAND ...`: everything around training.
+
+TensorFlow is imported in the commands that need it, and not here.
+"""
 
 import sys
 

@@ -96,3 +96,39 @@ def start_states():
         return {k: v[:, -1] for k, v in states.items()}
 
     return make
+
+
+# What the behaviour learner can be made of; every test that asks for `case` runs with all of them.
+CASES = {
+    "veorl": ("metaworld veorl", {}),
+    "veorl, categorical": ("minedojo veorl", {}),
+    "veorl, both": ("metaworld veorl", {"behavior.gradient": "both", "behavior.mix": 0.3}),
+    "veorl, dreamer's indexing": ("minedojo veorl", {"behavior.indexing": "dreamerv2"}),
+    "dreamer": ("metaworld dreamerv2", {}),
+    "dreamer, its own indexing": ("dmc_vision dreamerv2", {}),
+    "dreamer, reinforce": (
+        "dmc_vision dreamerv2",
+        {"behavior.gradient": "reinforce", "v2.discount_head": True},
+    ),
+}
+
+
+@pytest.fixture
+def imagining(tiny_config, fresh_agent, silent, start_states, rng):
+    """`imagining(blocks, overrides)`: an agent without noise whose heads say something, and five
+    states to start from."""
+
+    def make(names, overrides=None):
+        overrides = {"behavior.entropy": 0.05} | dict(overrides or {})
+        agent = silent(fresh_agent(tiny_config(names, overrides)))
+        for name in ("reward", "critic", "slow_critic", "discount", "actor"):
+            for variable in agent.nets[name].weights if name in agent.nets else ():
+                variable.assign(rng.normal(0, 0.5, variable.shape))
+        return agent, start_states(agent)
+
+    return make
+
+
+@pytest.fixture(params=CASES)
+def case(request, imagining):
+    return imagining(*CASES[request.param])

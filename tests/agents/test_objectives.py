@@ -74,9 +74,7 @@ def test_kl_of_equal_distributions_is_the_free_nats_and_trains_nothing(rng, pair
 @pytest.mark.parametrize("pair", [gaussian_pair, categorical_pair])
 def test_kl_trains_the_prior_four_times_as_much_as_the_posterior(rng, pair):
     latent, posterior, prior = pair(rng, 3.0)
-    loss, nats, grads, full = losses_and_gradients(
-        latent, posterior, prior, free=1.0, balance=0.8
-    )
+    loss, nats, grads, full = losses_and_gradients(latent, posterior, prior, free=1.0, balance=0.8)
     exact = latent.kl(posterior, prior).numpy().mean()
     assert exact > 1 and nats.numpy() == pytest.approx(exact, rel=1e-5)
     assert loss.numpy() == pytest.approx(exact, rel=1e-5)

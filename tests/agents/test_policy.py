@@ -118,3 +118,14 @@ def test_acting_needs_no_more_than_encoder_trunk_cloner_codes_and_actor(
     grads = tape.gradient(total, weights)
     used = {path.split("/")[0] for path, grad in grads.items() if grad is not None}
     assert used == {"encoder", "trunk", "bc", "actor"}  # and the codebook, without a gradient
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_stays_inside(precision, tiny_config, fresh_agent, images):
+    """Whoever holds actions and states, a robot's NumPy for example, sees float32."""
+    agent = fresh_agent(tiny_config("metaworld veorl", {"precision": precision}))
+    action, state = agent.policy(images, FIRST, agent.initial(3), SEED)
+    action, state = agent.policy(images, LATER, state, SEED)
+    assert np.isfinite(action).all() and np.abs(action).max() <= 1
+    assert action.dtype == tf.float32
+    assert {k: v.dtype.name for k, v in state.items()} == dict.fromkeys(state, "float32")

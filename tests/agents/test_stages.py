@@ -1,5 +1,5 @@
-"""What each stage changes and what it leaves alone (invariants 12 to 17, 23, 25, 31 and 32 of VeoRL's
-spec)."""
+"""What each stage changes and what it leaves alone (invariants 12 to 17, 23, 25, 31, 32 of
+VeoRL's spec)."""
 
 from types import SimpleNamespace
 
@@ -133,7 +133,9 @@ def test_the_slow_critic_is_the_critic_before_every_second_update(records):
         assert not np.array_equal(second[path], start[path])
 
 
-def test_the_slow_critic_is_copied_every_hundred_updates_by_default(blocks, tiny_config, make_agent):
+def test_the_slow_critic_is_copied_every_hundred_updates_by_default(
+    blocks, tiny_config, make_agent
+):
     for domain in ("metaworld", "carla", "minedojo", "dmc_vision"):
         assert resolve(blocks, [domain]).behavior.slow_every == 100
     agent = make_agent(tiny_config("metaworld dreamerv2", {"behavior.slow_every": 100}))
@@ -261,7 +263,9 @@ def test_one_batch_can_be_learnt_and_codes_do_not_collapse(veorl):
     assert last["model/skipped"].numpy() == 0
 
 
-def test_starting_a_stage_again_means_fresh_optimisers(tiny_config, make_agent, random_batches, eager):
+def test_starting_a_stage_again_means_fresh_optimisers(
+    tiny_config, make_agent, random_batches, eager
+):
     config = tiny_config("metaworld dreamerv2")
     stage = make_agent(config).stages()[0]
     batches = random_batches(stage, config)
@@ -304,7 +308,9 @@ def model_stage(tiny_config, make_agent, random_batches, **overrides):
     return agent, stage, random_batches(stage, config)
 
 
-def test_a_loss_that_is_not_finite_skips_the_step(tiny_config, make_agent, random_batches, snapshot, eager):
+def test_a_loss_that_is_not_finite_skips_the_step(
+    tiny_config, make_agent, random_batches, snapshot, eager
+):
     agent, stage, batches = model_stage(tiny_config, make_agent, random_batches)
     update, before = Update(stage, 0), snapshot(agent)
     reward = tf.fill(batches["target"]["reward"].shape, np.float32(np.nan))

@@ -122,7 +122,9 @@ def gradients(agent, losses):
     reached = {}
     for name, term in terms.items():
         grads = tape.gradient(term, weights)
-        reached[name] = {p for p, g in grads.items() if g is not None and np.any(tf.convert_to_tensor(g))}
+        reached[name] = {
+            p for p, g in grads.items() if g is not None and np.any(tf.convert_to_tensor(g))
+        }
     return reached
 
 

@@ -40,7 +40,9 @@ def test_terms_are_likelihoods_of_the_posterior_features(setting):
         assert np.abs(np.tanh(np.tanh(reward)) - np.tanh(reward)).max() > 0.1
         reward = np.tanh(reward)
     predicted = model.reward(features).numpy()
-    assert terms["reward"].numpy() == pytest.approx(0.5 * ((predicted - reward) ** 2).mean(), rel=1e-4)
+    assert terms["reward"].numpy() == pytest.approx(
+        0.5 * ((predicted - reward) ** 2).mean(), rel=1e-4
+    )
     assert metrics["kl_nats"] >= 0
 
 
@@ -57,7 +59,9 @@ def test_the_posterior_is_driven_by_the_action_that_led_to_the_frame(setting):
             np.testing.assert_allclose(posterior[key][:, t], state[key], atol=1e-4)
 
 
-def test_the_discount_head_learns_gamma_times_the_datas_discount(tiny_config, fresh_agent, random_batches):
+def test_the_discount_head_learns_gamma_times_the_datas_discount(
+    tiny_config, fresh_agent, random_batches
+):
     """Once: the label is in the head, and what the head says is used as it is."""
     config = tiny_config("minedojo dreamerv2")
     agent = fresh_agent(config)

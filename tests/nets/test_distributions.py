@@ -178,8 +178,12 @@ def test_truncated_normal_gradients_are_exact():
         sample = action.sample({"mean": m, "std": s}, noise)
     by_mean, by_std = tape.gradient(sample, [m, s])
     h = 2e-3
-    np.testing.assert_allclose(by_mean, (make(mean + h, std) - make(mean - h, std)) / (2 * h), atol=5e-3)
-    np.testing.assert_allclose(by_std, (make(mean, std + h) - make(mean, std - h)) / (2 * h), atol=5e-3)
+    np.testing.assert_allclose(
+        by_mean, (make(mean + h, std) - make(mean - h, std)) / (2 * h), atol=5e-3
+    )
+    np.testing.assert_allclose(
+        by_std, (make(mean, std + h) - make(mean, std - h)) / (2 * h), atol=5e-3
+    )
     with tf.GradientTape() as tape:
         tape.watch([m, s])
         exact = tfd.TruncatedNormal(m, s, -1.0, 1.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import envs.workers
+from envs import experts
 from veorl_tf.core.errors import Interrupted, MachineError, UserError
 from veorl_tf.data.episodes import load_episode, scan
 from veorl_tf.run import collect
@@ -40,6 +41,14 @@ def test_the_hash_tells_every_option():
     assert len(set(hashes)) == len(hashes)
     assert target().hash == hashes[0] and source_recipe(4, 9, 0, 64).hash == hashes[-5]
     assert all(len(h) == 10 and int(h, 16) >= 0 for h in hashes)
+
+
+def test_the_hash_tells_the_noise(monkeypatch):
+    """Tuned anew, a quality is another dataset, though its name and options are the same."""
+    before = target()
+    monkeypatch.setitem(experts.MEDIUM, TASK, {"short": 8, "long": 8})
+    assert target().hash != before.hash and target().jobs == before.jobs
+    assert target().details["noise"] != before.details["noise"]
 
 
 def test_every_episode_has_its_name_and_seed():

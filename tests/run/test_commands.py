@@ -1,4 +1,4 @@
-"""`python -m veorl_tf`: evaluate, export, collect, inspect on a finished run; and what they refuse."""
+"""`python -m veorl_tf`: evaluate and export a finished run, collect, inspect; what they refuse."""
 
 import json
 import subprocess

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -206,8 +205,11 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(trained, datadir, tiny_
 
 @pytest.mark.slow
 def test_a_debug_run_takes_less_than_a_minute(trained, arguments):
-    """Once its data is there, on two cores that have nothing else to do."""
+    """Once its data is there. Counted in seconds of processors, the simulators' included, since
+    other jobs stretch those of the clock; a quiet machine needs no more of these than of those."""
     trained("veorl")
-    began = time.monotonic()
+    before = os.times()
     assert job.train([*arguments("veorl"), "--fresh"]) == 0
-    assert time.monotonic() - began < 60
+    used = sum(os.times()[:4]) - sum(before[:4])
+    print(f"{used:.0f} s")
+    assert used < 60

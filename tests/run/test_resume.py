@@ -39,7 +39,7 @@ def configured(data, tiny_config):
     base = {"task": "none", "unroll": False, "target_dataset": str(data / "target"),
             "source_videos": str(data / "source"), "datadir": str(data), "data.validation": 0.2,
             "stages.(abstraction|model|behavior).updates": 5, "log.every": 1,
-            "log.validation_every": 2, "log.video_every": 4, "log.checkpoint_every": 3}
+            "log.validation_every": 2, "log.video_every": 5, "log.checkpoint_every": 3}
     return lambda logdir, agent="veorl", **more: tiny_config(
         agent, base | {"logdir": str(logdir)} | more)
 

@@ -17,7 +17,8 @@ from veorl_tf.run.directory import RunDirectory, load_config, load_weights, prov
 from veorl_tf.run.job import BLOCKS
 from veorl_tf.run.simulators import check_task, env_options
 
-EVALUATE = {"checkpoint": "", "episodes": 50, "videos": 3, "workers": 2, "seed": 0, "policy": "agent"}
+EVALUATE = {"checkpoint": "", "episodes": 50, "videos": 3, "workers": 2, "seed": 0,
+            "policy": "agent"}
 EVALUATE_HELP = {
     "checkpoint": "name of a checkpoint; empty: the newest",
     "episodes": "how many; goal seeds are the same for every policy",
@@ -29,7 +30,7 @@ EVALUATE_HELP = {
 EXPORT = {"checkpoint": ""}
 EXPORT_HELP = {"checkpoint": "name of a checkpoint; empty: the newest"}
 INSPECT = {"sheet": ""}
-INSPECT_HELP = {"sheet": "file of the contact sheet; empty: contact-sheet.png in the current folder"}
+INSPECT_HELP = {"sheet": "file of the contact sheet; empty: contact-sheet.png in this folder"}
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -103,7 +104,8 @@ def export(argv: Sequence[str]) -> int:
         raise UserError(f"{out} exists; name a new folder")
     agent, name = load_agent(logdir, config, options.checkpoint)
     earlier = RunDirectory(logdir).policy / exporting.METADATA
-    bounds = (json.loads(earlier.read_text())["action"]["data_bounds"] if earlier.exists() else None)
+    known = json.loads(earlier.read_text()) if earlier.exists() else {"action": {}}
+    bounds = known["action"].get("data_bounds")
     exporting.export(agent, config, out, bounds)
     print(f"{out}: policy of {name}; signatures initial_state and act, see {exporting.METADATA}")
     return 0

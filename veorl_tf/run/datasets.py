@@ -12,7 +12,6 @@ from veorl_tf.data.store import FrameStore
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
 from veorl_tf.run.simulators import env_options
 
-
 GIVEN = {"target": "target_dataset", "source": "source_videos"}   # keys of the user's own folders
 
 

@@ -104,7 +104,8 @@ def load_weights(logdir: str | Path, name: str = "") -> tuple[dict, dict, str]:
     directory = RunDirectory(Path(logdir)).checkpoints
     known = checkpoint.names(directory) if directory.is_dir() else []
     if name and name not in known:
-        raise UserError(f"{directory}: no checkpoint {name!r}; there are: {', '.join(known) or 'none'}")
+        raise UserError(f"{directory}: no checkpoint {name!r}; there are: "
+                        f"{', '.join(known) or 'none'}")
     name = name or checkpoint.latest(directory) or ""
     if not name:
         raise UserError(f"{logdir}: the run has no checkpoint yet")

@@ -13,7 +13,7 @@ from veorl_tf.core.errors import MachineError
 from veorl_tf.core.progress import progress
 from veorl_tf.run.simulators import simulator_errors
 
-FIRST_GOAL = 1_000_000_000    # goal seed of evaluation episode 0: no dataset's episode has one near it
+FIRST_GOAL = 1_000_000_000    # goal seed of evaluation episode 0, above those of any dataset
 PATIENCE = 3                  # failures of one episode's simulator before the evaluation gives up
 
 

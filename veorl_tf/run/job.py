@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,8 +114,8 @@ def final_evaluation(training) -> dict:
         episodes = min(RANDOM_EPISODES, 5 * config.log.final_episodes)
         with Evaluator(blind, workers) as evaluator:
             action = training.agent.action_space
-            random = evaluator.run(random_policy(action.size, action.discrete, config.seed, workers),
-                                   episodes, 0, lambda: stop.requested)
+            blindly = random_policy(action.size, action.discrete, config.seed, workers)
+            random = evaluator.run(blindly, episodes, 0, lambda: stop.requested)
         stop.raise_if_requested()
     for i, frames in enumerate(scores.videos):
         write_mp4(directory.videos / f"episode-{i}.mp4", frames, fps=20)
@@ -151,5 +152,6 @@ def outcome(result: dict) -> str:
 
 def where(directory: RunDirectory) -> str:
     """Where the files of a finished run are."""
-    return (f"videos {directory.videos}, policy (SavedModel) {directory.policy}, "
-            f"logs: {Path(sys.executable).parent / 'tensorboard'} --logdir {directory.path}")
+    videos = f"videos {directory.videos}, " if directory.videos.exists() else ""
+    board = [str(Path(sys.executable).parent / "tensorboard"), "--logdir", str(directory.path)]
+    return f"{videos}policy (SavedModel) {directory.policy}, logs: {shlex.join(board)}"
