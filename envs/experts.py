@@ -44,7 +44,7 @@ MEDIUM = {
     "metaworld_handle_pull": {"short": 8, "long": 5},
     "metaworld_plate_slide": {"short": 7, "long": 5},
     "metaworld_coffee_push": {"short": 8, "long": 5},
-    "metaworld_button_press": {"short": 7, "long": 6},
+    "metaworld_button_press": {"short": 7, "long": 5},
     "metaworld_window_close": {"short": 6, "long": 2},
     "metaworld_drawer_close": {"short": 3, "long": 1},
     "metaworld_button_press_topdown": {"short": 5, "long": 2},

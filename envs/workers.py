@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from multiprocessing import connection as mp_connection
 from typing import Any
 
-_BOOT = 'import sys; sys.path.insert(0, sys.argv[2]); import envs.workers as w; w.serve(sys.argv[1])'
+_BOOT = ('import sys; sys.path.insert(0, sys.argv[2]); '
+         'import envs.workers as w; w.serve(sys.argv[1])')
 _ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
 
 

@@ -92,7 +92,7 @@ def test_every_step_has_its_own_noise(tiny_config, fresh_agent, start_states):
 
 @pytest.mark.parametrize("indexing", ["veorl", "dreamerv2"])
 def test_a_horizon_too_short_to_learn_from_is_refused(indexing, tiny_config, make_agent):
-    """One state, or one target of which the actor is judged by none, makes no loss but NaN."""
+    """One state has no return; one return (dreamerv2) judges no action: crash, or NaN losses."""
     with pytest.raises(UserError, match="horizon"):
         make_agent(
             tiny_config("metaworld veorl", {"behavior.horizon": 1, "behavior.indexing": indexing})

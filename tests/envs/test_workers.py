@@ -14,7 +14,8 @@ SPEC = dict(task="metaworld_reach", render=False, time_limit=20)
 
 
 def test_importing_envs_imports_no_tensorflow():
-    code = "import sys, envs, envs.workers, envs.experts, envs.fetch; print('tensorflow' in sys.modules)"
+    code = ("import sys, envs, envs.workers, envs.experts, envs.fetch; "
+            "print('tensorflow' in sys.modules)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

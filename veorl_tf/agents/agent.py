@@ -125,7 +125,8 @@ class Agent:
                                    rssm.latent.noise(latent_seed, [count]))
         dist = self.learner.action
         stats = dist.stats(actor(self.features((), latent, hook_seed).actor))
-        action = dist.sample(stats, dist.noise(action_seed, [count])) if sample else dist.mode(stats)
+        noise = dist.noise(action_seed, [count])
+        action = dist.sample(stats, noise) if sample else dist.mode(stats)
         return action, {**latent, "action": action}
 
     def initial(self, batch) -> State:
@@ -134,7 +135,7 @@ class Agent:
                 "action": tf.zeros([batch, self.action_space.size])}
 
     def report(self, stage: str, batches, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Videos `[T, H, W, 3]` and pictures `[H, W, 3]` in [0, 1], by name, of held-out windows."""
+        """Videos `[T, H, W, 3]` and pictures `[H, W, 3]` in [0, 1], by name, of some windows."""
         batch = batches["target"]
         embed = self.model.encoder(preprocess(batch["image"]))
         return {"open_loop/trunk": self.open_loop(

@@ -176,7 +176,7 @@ class VeoRL(DreamerV2):
         return terms, metrics, (embed, mask)
 
     def trunk_cloning_loss(self, image: tf.Tensor, posterior: State) -> tf.Tensor:
-        """Optional: the cloner also predicts, from trunk states, the code of the next transition."""
+        """Optional: the cloner also predicts the next transition's code from trunk states."""
         codes = tf.stop_gradient(self.ban.codebook.lookup(self.label(image)))
         features = tf.stop_gradient(self.model.rssm.features(posterior))[:, :-1]
         return global_mean(tf.square(self.cloner(features) - codes))
