@@ -1,4 +1,4 @@
-"""What each stage changes and what it leaves alone (VeoRL's invariants 12 to 17, 23, 25, 31, 32)."""
+"""What each stage changes and leaves alone (VeoRL's invariants 12 to 17, 23, 25, 31, 32)."""
 
 from types import SimpleNamespace
 

@@ -50,3 +50,15 @@ def test_bar_on_a_terminal(capsys, monkeypatch):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_message_goes_with_the_quiet_lines(capsys):
+    with progress(4, 0, 'model', 'updates') as bar:
+        bar.message('loss/image 12.5')
+        bar.update(4)
+    assert 'model: 4/4 updates' in capsys.readouterr().err.split('|')[0]
+    with progress(4, 0, 'model', 'updates') as bar:
+        bar.update(2)
+        bar.message('loss/image 12.5')
+        bar.update(2)
+    assert capsys.readouterr().err.endswith('| loss/image 12.5\n')

@@ -25,8 +25,6 @@ METRICS: dict[str, Metric] = {
     ),
     'time/data': Metric('s', 'Time per update spent waiting for batches.'),
     'time/update': Metric('s', 'Time per update spent in the compiled update.'),
-    'time/log': Metric('s', 'Time spent writing metrics, pictures and videos since the last line.'),
-    'time/checkpoint': Metric('s', 'Time of the last checkpoint.'),
     'time/evaluation': Metric('s', 'Time of the last evaluation.'),
     'time/total': Metric('s', 'Wall clock of the run, earlier starts included.'),
     'time/*': Metric('s', 'Time spent in a part of the run.'),

@@ -77,8 +77,9 @@ class Progress:
             if rate >= 0.1 or not rate
             else f'{1 / rate:.1f} s/{self.unit}'
         )
+        message = f' | {self._message}' if self._message else ''
         print(
-            f'{self.desc}: {self.count}/{self.total} {self.unit}, {speed}{left}',
+            f'{self.desc}: {self.count}/{self.total} {self.unit}, {speed}{left}{message}',
             file=sys.stderr,
             flush=True,
         )

@@ -16,6 +16,7 @@ from veorl_tf.core import checkpoint
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
+from veorl_tf.core.hardware import resolve_precision
 
 # Keys that change where or how often something is written, never what is learnt.
 HARMLESS = re.compile(r"logdir|datadir|fresh|log\..*|env\.workers|data\.prefetch")
@@ -67,10 +68,8 @@ def open_run(config: Config, names: Sequence[str]) -> RunDirectory:
     Raises UserError when the directory holds a run with another configuration. A run that has no
     checkpoint yet takes the new one: it may have failed at a flag that was mended since.
     """
-    path = Path(config.logdir or f"logs/{default_name(config, names)}").expanduser()
-    if config.fresh:
-        path = _next_free(path)
-    run = RunDirectory(path)
+    run = RunDirectory(run_path(config, names))
+    path = run.path
     if run.started:
         _refuse_changes(load_config(path), config, path)
         return run
@@ -84,6 +83,22 @@ def open_run(config: Config, names: Sequence[str]) -> RunDirectory:
     with atomic_write(run.config, "w") as file:
         file.write(config.to_yaml())
     return run
+
+
+def run_path(config: Config, names: Sequence[str]) -> Path:
+    """Where the run that `config` describes lives, or shall live."""
+    path = Path(config.logdir or f"logs/{default_name(config, names)}").expanduser()
+    return _next_free(path) if config.fresh else path
+
+
+def settle(config: Config, names: Sequence[str]) -> Config:
+    """`config` with what `auto` means here, or meant where the run was begun."""
+    if config.precision != "auto":
+        return config
+    path = run_path(config, names)
+    begun = RunDirectory(path).started
+    precision = load_config(path).precision if begun else resolve_precision("auto")
+    return config.update({"precision": precision})
 
 
 def default_name(config: Config, names: Sequence[str]) -> str:

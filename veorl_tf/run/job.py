@@ -14,12 +14,11 @@ from veorl_tf.core.config import Config, load_blocks
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import parse_flags
-from veorl_tf.core.hardware import resolve_precision
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run import datasets
-from veorl_tf.run.directory import RunDirectory, load_config, open_run, provenance
+from veorl_tf.run.directory import RunDirectory, load_config, open_run, provenance, settle
 from veorl_tf.run.simulators import check_task
 
 BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
@@ -37,7 +36,7 @@ def train(argv: Sequence[str]) -> int:
     request = parse_flags(argv, blocks, comments)
     check(request.config)
     load_tensorflow()
-    config = request.config.update({"precision": resolve_precision(request.config.precision)})
+    config = settle(request.config, request.names)
     directory = open_run(config, request.names)
     result = directory.finished()
     if result is not None:

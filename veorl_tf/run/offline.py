@@ -12,7 +12,7 @@ from veorl_tf.agents.registry import make_agent
 from veorl_tf.agents.stage import Stage, Update
 from veorl_tf.core import checkpoint, seeds
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import UserError
+from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.metrics import Logger
 from veorl_tf.core.progress import progress
@@ -120,6 +120,8 @@ class OfflineTraining:
         log, budget = self.config.log, self.budgets[self.stage]
         update = Update(stage, self.config.seed, self.config.jit)
         training, held_out = self.samplers(stage)
+        if not held_out:
+            warn(f"no validation losses in stage {stage.name}: no held-out episode is long enough")
         with StopRequest() as stop, \
                 Batches(training, self.config.seed, stage.name, self.update, budget,
                         self.config.data.prefetch) as batches, \
