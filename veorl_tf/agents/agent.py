@@ -44,10 +44,11 @@ class Agent:
         """Makes the trunk world model, actor and critic."""
         config = self.config
         self.latent = make_latent(config.v2.latent, config.v2.stoch, config.v2.classes)
-        encoder = self.add(Encoder("encoder", config.v2.depth, config.precision))
+        sizes = (config.v2.depth, config.precision, config.v2.activation)
+        encoder = self.add(Encoder("encoder", *sizes))
         trunk = self.add(self.make_rssm("trunk", self.action_space.size, encoder.size))
         width = trunk.feature_size
-        decoder = self.add(Decoder("image", width, config.v2.depth, config.precision))
+        decoder = self.add(Decoder("image", width, *sizes))
         reward = self.add(self.make_mlp("reward", width, config.v2.reward_layers, 1))
         discount = (self.add(self.make_mlp("discount", width, config.v2.discount_layers, 1))
                     if config.v2.discount_head else None)
@@ -112,7 +113,7 @@ class Agent:
 
         `state` is `initial(B)` or what the last call returned (it holds the action taken); the
         latent is sampled with `seed [2]`; the action is the actor's mode, or a sample. Returns
-        actions `[B, A]` in [-1, 1] or one-hot, and the next state.
+        actions `[B, A]` in [-1, 1] or one-hot, and the next state, float32 in any precision.
         """
         keep = 1.0 - tf.cast(is_first, tf.float32)
         masked = {k: v * tf.cast(tf.reshape(keep, [-1] + [1] * (len(v.shape) - 1)), v.dtype)
@@ -127,12 +128,12 @@ class Agent:
         stats = dist.stats(actor(self.features((), latent, hook_seed).actor))
         noise = dist.noise(action_seed, [count])
         action = dist.sample(stats, noise) if sample else dist.mode(stats)
-        return action, {**latent, "action": action}
+        return action, as_float32({**latent, "action": action})
 
     def initial(self, batch) -> State:
         """The policy's state before the first frame of `batch` episodes."""
-        return {**self.model.rssm.initial(batch),
-                "action": tf.zeros([batch, self.action_space.size])}
+        return as_float32({**self.model.rssm.initial(batch),
+                           "action": tf.zeros([batch, self.action_space.size])})
 
     def report(self, stage: str, batches, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Videos `[T, H, W, 3]` and pictures `[H, W, 3]` in [0, 1], by name, of some windows."""
@@ -181,3 +182,8 @@ class Agent:
     def discount(self, rollout: Trajectory) -> tf.Tensor:
         states = {k: v[:-1] for k, v in rollout.state.items()}
         return self.model.discount(self.model.rssm.features(states))
+
+
+def as_float32(state: State) -> State:
+    """A state that leaves this code: half precision stays inside."""
+    return {k: tf.cast(v, tf.float32) for k, v in state.items()}

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from veorl_tf.agents.objectives import discount_weights, global_mean, lambda_return
 from veorl_tf.agents.stage import split_seed
+from veorl_tf.core.errors import UserError
 from veorl_tf.nets.base import MLP
 from veorl_tf.nets.rssm import State
 from veorl_tf.nets.scan import scan
@@ -77,6 +78,8 @@ class ImaginedActorCritic:
     def __init__(self, model: Imagination, actor: MLP, critic: MLP, slow: MLP, action, *,
                  indexing: str, horizon: int, lambda_: float, gradient: str, mix: float,
                  entropy: float, slow_every: int, unroll: bool):
+        if horizon < 3:
+            raise UserError(f"--behavior.horizon {horizon}: at least 3")
         self.model, self.action = model, action
         self.actor, self.critic, self.slow = actor, critic, slow
         self.indexing = INDEXING[indexing]

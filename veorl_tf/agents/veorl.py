@@ -29,12 +29,12 @@ class VeoRL(DreamerV2):
         keys, precision = self.config.veorl, self.config.precision
         super().create()
         embed, width = self.model.encoder.size, self.model.rssm.feature_size
-        depth = self.config.v2.depth
-        self.encoder_ban = self.add(Encoder("encoder_ban", depth, precision))
+        sizes = (self.config.v2.depth, precision, self.config.v2.activation)
+        self.encoder_ban = self.add(Encoder("encoder_ban", *sizes))
         self.ban = self.add(BehaviorAbstraction(
             "ban", embed, keys.ban_units, keys.codes, keys.code_size, keys.commitment, precision))
         self.plan = self.add(self.make_rssm("plan", keys.code_size, embed))
-        self.plan_decoder = self.add(Decoder("image_latent", width, depth, precision))
+        self.plan_decoder = self.add(Decoder("image_latent", width, *sizes))
         self.cloner = self.add(MLP(
             "bc", width, width // 2, 1, keys.code_size, "relu", precision))
 
@@ -89,11 +89,8 @@ class VeoRL(DreamerV2):
     def trunk_from_plan(self) -> None:
         """Starts the trunk from the plan net, but for the rows of `img_in` that read actions."""
         for plan, trunk in zip(self.plan.weights, self.model.rssm.weights, strict=True):
-            if plan.shape == trunk.shape:
-                trunk.assign(plan)
-            else:
-                rows = self.latent.size
-                trunk.assign(tf.concat([plan.value[:rows], trunk.value[rows:]], 0))
+            rows = self.latent.size if plan.path == "plan/img_in/kernel" else plan.shape[0]
+            trunk.assign(tf.concat([plan.value[:rows], trunk.value[rows:]], 0))
 
     # ----- stage 1 -----------------------------------------------------------------------------
 
@@ -195,7 +192,8 @@ class VeoRL(DreamerV2):
         if stage == "model":
             long = batches["target_long"]["image"]
             jumps = compact(self.label(long), min(self.config.data.length, long.shape[1] - 1))
-            frames = take_frames(long, jumps)
+            shown = tf.cast(jumps.mask, long.dtype)[..., None, None, None]
+            frames = take_frames(long, jumps) * shown
             code = self.ban.codebook.lookup(jumps.code) * jumps.mask[..., None]
             pictures["open_loop/plan"] = self.open_loop(
                 self.plan, self.plan_decoder, self.model.encoder(preprocess(frames)), code, frames,

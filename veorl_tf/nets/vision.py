@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from veorl_tf.nets.base import Dense, Net, flatten_leading
+from veorl_tf.nets.base import ACTIVATIONS, Dense, Net, flatten_leading
 
 # The part of an image's Gaussian negative log-likelihood that no prediction changes, per number.
 LOG_NORMALISER = 0.5 * math.log(2 * math.pi)
@@ -31,11 +31,11 @@ class Encoder(Net):
 
     KERNELS = (4, 4, 4, 4)
 
-    def __init__(self, name, depth, dtype="float32"):
+    def __init__(self, name, depth, dtype="float32", activation="elu"):
         super().__init__(name, dtype)
         self.size = 2 * 2 * 8 * depth
         self.convs = [
-            keras.layers.Conv2D(depth * 2**i, kernel, 2, "valid", activation="elu",
+            keras.layers.Conv2D(depth * 2**i, kernel, 2, "valid", activation=activation,
                                 name=f"conv{i}", **self.leaf)
             for i, kernel in enumerate(self.KERNELS)
         ]
@@ -58,14 +58,15 @@ class Decoder(Net):
 
     KERNELS = (5, 5, 6, 6)
 
-    def __init__(self, name, width, depth, dtype="float32"):
+    def __init__(self, name, width, depth, dtype="float32", activation="elu"):
         super().__init__(name, dtype)
         self.depth = depth
+        self.activation = ACTIVATIONS[activation]
         self.dense = Dense("dense", width, 32 * depth, dtype=dtype)
         channels = (4 * depth, 2 * depth, depth, 3)
         self.deconvs = [
             keras.layers.Conv2DTranspose(c, kernel, 2, "valid", name=f"deconv{i}",
-                                         activation="elu" if i < 3 else None, **self.leaf)
+                                         activation=activation if i < 3 else None, **self.leaf)
             for i, (c, kernel) in enumerate(zip(channels, self.KERNELS))
         ]
 
@@ -89,4 +90,4 @@ class Decoder(Net):
         height, width, channels, fan_in = deconv.kernel.shape
         kernel = tf.reshape(self.value(deconv.kernel), [height * width * channels, fan_in])
         x = tf.reshape(tf.matmul(x, kernel, transpose_b=True), [-1, height, width, channels])
-        return tf.nn.elu(x + self.value(deconv.bias))
+        return self.activation(x + self.value(deconv.bias))

@@ -25,7 +25,7 @@ BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
 RANDOM_EPISODES = 100
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 LOWEST = {"env.workers": 1, "data.batch": 1, "data.length": 3, "data.long_length": 3,
-          "data.source_length": 3, "behavior.horizon": 2, "behavior.slow_every": 1,
+          "data.source_length": 3, "behavior.horizon": 3, "behavior.slow_every": 1,
           "stages.abstraction.updates": 0, "stages.model.updates": 0, "stages.behavior.updates": 0,
           "log.eval_episodes": 1, "log.final_episodes": 1}
 
