@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 
 import numpy as np
 
@@ -77,12 +79,13 @@ class Fetch(PixelEnv):
 def _simulator(name: str):
     """gymnasium-robotics' own environment, without its renderer."""
     try:
-        module = importlib.import_module(f"gymnasium_robotics.envs.fetch.{name}")
+        with contextlib.redirect_stderr(io.StringIO()):   # notes about environments not used here
+            module = importlib.import_module(f"gymnasium_robotics.envs.fetch.{name}")
     except ModuleNotFoundError as error:
         raise MissingDependency(f"{error.name} is not installed: "
                                 "pip install gymnasium-robotics==1.4.2") from error
     title = "".join(word.capitalize() for word in name.split("_"))
-    return getattr(module, f"MujocoFetch{title.replace('And', 'And')}Env")()
+    return getattr(module, f"MujocoFetch{title}Env")()
 
 
 def source_clip(kind: str, camera: str, behaviour: str, seed: int, length: int,
