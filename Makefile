@@ -31,6 +31,7 @@ table: setup ## the README's table, measured again where it is missing (hours)
 lint: ## what .ci/run asks of the style
 	@bash tools/setup.sh --dev
 	@$(python) -m ruff check --output-format concise .
+	@$(python) -m ruff format --check --quiet .
 
 clean: ## remove .venv and caches; runs under logs/ and data stay
 	rm -rf .venv .pytest_cache .ruff_cache

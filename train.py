@@ -10,6 +10,7 @@ import sys
 def main() -> int:
     from veorl_tf.core.errors import run_main
     from veorl_tf.run.job import train
+
     return run_main(train, sys.argv[1:])
 
 

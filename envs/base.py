@@ -23,10 +23,18 @@ class PixelEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
-    def __init__(self, *, image_size: int, action_repeat: int, time_limit: int, seed: int,
-                 camera: Camera | None):
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        action_repeat: int,
+        time_limit: int,
+        seed: int,
+        camera: Camera | None,
+    ):
         self.observation_space = gymnasium.spaces.Dict(
-            image=gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8))
+            image=gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self._size, self._repeat, self._limit = image_size, action_repeat, time_limit
         self._camera = camera
@@ -36,7 +44,7 @@ class PixelEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Begins an episode drawn from `seed` (without one: from the environment's generator)."""
         if seed is None:
-            seed = int(self._seeds.integers(2 ** 31))
+            seed = int(self._seeds.integers(2**31))
         self._restart(int(seed))
         self._done = 0
         return self._observation(), {"success": 0.0}

@@ -21,9 +21,9 @@ class Camera:
     def __init__(self, model, data, size: int, camera: str | dict, quality: str, turn: str):
         self._model, self._data, self._size = model, data, size
         self._camera = camera
-        self._turn = {'none': np.s_[:, :], 'rows': np.s_[::-1, :], 'half': np.s_[::-1, ::-1]}[turn]
+        self._turn = {"none": np.s_[:, :], "rows": np.s_[::-1, :], "half": np.s_[::-1, ::-1]}[turn]
         self._renderer = None
-        if quality == 'fast':  # must be set before the first picture
+        if quality == "fast":  # must be set before the first picture
             model.vis.quality.offsamples = 0
             model.light_castshadow[:] = 0
             model.mat_reflectance[:] = 0
@@ -33,6 +33,7 @@ class Camera:
     def image(self) -> np.ndarray:
         """The present picture; the OpenGL context is made at the first call."""
         import mujoco
+
         if self._renderer is None:
             self._renderer = mujoco.Renderer(self._model, self._size, self._size)
         if isinstance(self._camera, dict):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 QUALITIES = ("random", "medium", "expert", "mixed")
-MIXTURE = {"random": 0.2, "medium": 0.6, "expert": 0.2}   # how `mixed` chooses for each episode
+MIXTURE = {"random": 0.2, "medium": 0.6, "expert": 0.2}  # how `mixed` chooses for each episode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,18 @@ class Noise:
 
 
 # Noise in steps from wild to hardly any.
-LEVELS = (Noise((1.0, 3.0), 0.3), Noise((1.0, 3.0), 0.2), Noise((0.7, 2.5), 0.15),
-          Noise((0.5, 2.5), 0.1), Noise((0.4, 2.2), 0.08), Noise((0.3, 2.0), 0.06),
-          Noise((0.3, 1.5), 0.04), Noise((0.2, 1.0), 0.03), Noise((0.1, 0.7), 0.02),
-          Noise((0.0, 0.4), 0.01))
+LEVELS = (
+    Noise((1.0, 3.0), 0.3),
+    Noise((1.0, 3.0), 0.2),
+    Noise((0.7, 2.5), 0.15),
+    Noise((0.5, 2.5), 0.1),
+    Noise((0.4, 2.2), 0.08),
+    Noise((0.3, 2.0), 0.06),
+    Noise((0.3, 1.5), 0.04),
+    Noise((0.2, 1.0), 0.03),
+    Noise((0.1, 0.7), 0.02),
+    Noise((0.0, 0.4), 0.01),
+)
 
 # The level at which 30-70 % of the episodes succeed, at action repeat 2 and 200 simulator steps
 # (`short`), and at 1 and 500 (`long`); docs/datasets.md has what was measured.
@@ -50,7 +58,7 @@ MEDIUM = {
     "metaworld_button_press_topdown": {"short": 5, "long": 2},
 }
 DEFAULT = {"short": 7, "long": 5}
-SHORT = 350   # time limits below this take the level for short episodes
+SHORT = 350  # time limits below this take the level for short episodes
 
 
 def setting_of(env_options: Mapping) -> str:
@@ -100,7 +108,7 @@ class Behaviour:
         self.reached |= bool(success)
         if not (self.holds and self.reached):
             return action
-        above = state[6] - state[38]   # object's height minus the goal's, metres
+        above = state[6] - state[38]  # object's height minus the goal's, metres
         return np.array([0.0, 0.0, np.clip(-20 * above, -1, 1), -1.0])
 
     def _spoil(self, action: np.ndarray) -> np.ndarray:
@@ -136,9 +144,13 @@ def rollout(task: str, quality: str, seed: int, **env_options) -> dict[str, np.n
         rows.append((observation["image"], action, reward, info["success"]))
         done = terminated or truncated
     images, actions, rewards, success = zip(*rows)
-    return {"image": np.stack(images), "action": np.stack(actions),
-            "reward": np.array(rewards, np.float32), "success": np.array(success, np.float32),
-            "discount": np.ones(len(rows), np.float32)}
+    return {
+        "image": np.stack(images),
+        "action": np.stack(actions),
+        "reward": np.array(rewards, np.float32),
+        "success": np.array(success, np.float32),
+        "discount": np.ones(len(rows), np.float32),
+    }
 
 
 _OPEN: dict = {}
@@ -147,6 +159,7 @@ _OPEN: dict = {}
 def _environment(task: str, options: tuple):
     """The simulator of this process for these options; kept, since making one takes a second."""
     import envs
+
     key = (task, options)
     if key not in _OPEN:
         for old in _OPEN.values():
@@ -160,7 +173,8 @@ def _expert(task: str):
     import warnings
 
     from metaworld.policies import ENV_POLICY_MAP
-    warnings.filterwarnings("ignore", message="Constant")   # of actions that we clip anyway
+
+    warnings.filterwarnings("ignore", message="Constant")  # of actions that we clip anyway
     return ENV_POLICY_MAP[task.removeprefix("metaworld_").replace("_", "-") + "-v3"]()
 
 
@@ -189,10 +203,17 @@ def main() -> None:
     for task in options.measure:
         for quality in options.qualities:
             success, total, first = measure(
-                task, quality, options.episodes, action_repeat=options.action_repeat,
-                time_limit=options.time_limit)
-            print(f"| {task} | {quality} | {options.action_repeat}, {options.time_limit} | "
-                  f"{success:.2f} | {total:.0f} | {first:.0f} |", flush=True)
+                task,
+                quality,
+                options.episodes,
+                action_repeat=options.action_repeat,
+                time_limit=options.time_limit,
+            )
+            print(
+                f"| {task} | {quality} | {options.action_repeat}, {options.time_limit} | "
+                f"{success:.2f} | {total:.0f} | {first:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -36,21 +36,46 @@ class Fetch(PixelEnv):
     are upright and not mirrored.
     """
 
-    def __init__(self, name: str, *, image_size: int, camera: str, action_repeat: int,
-                 time_limit: int, render_quality: str, view: str, seed: int, render: bool):
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_size: int,
+        camera: str,
+        action_repeat: int,
+        time_limit: int,
+        render_quality: str,
+        view: str,
+        seed: int,
+        render: bool,
+    ):
         self._sim = _simulator(name)
         camera = "front" if camera == "corner" else camera
-        eye = Camera(self._sim.model, self._sim.data, image_size,
-                     FREE_CAMERAS.get(camera, camera), render_quality, "none") if render else None
+        eye = (
+            Camera(
+                self._sim.model,
+                self._sim.data,
+                image_size,
+                FREE_CAMERAS.get(camera, camera),
+                render_quality,
+                "none",
+            )
+            if render
+            else None
+        )
         self._mark = self._sim.model.site("target0").id
-        super().__init__(image_size=image_size, action_repeat=action_repeat,
-                         time_limit=time_limit, seed=seed, camera=eye)
+        super().__init__(
+            image_size=image_size,
+            action_repeat=action_repeat,
+            time_limit=time_limit,
+            seed=seed,
+            camera=eye,
+        )
 
     def state(self) -> np.ndarray:
         """float64 [9]: gripper, object (in `reach` the gripper again) and goal, in metres."""
         seen = self._seen
-        return np.concatenate(
-            [seen["observation"][:3], seen["achieved_goal"], self._sim.goal])
+        return np.concatenate([seen["observation"][:3], seen["achieved_goal"], self._sim.goal])
 
     def new_goal(self) -> None:
         """Draws another goal within the episode, from the generator that its seed began."""
@@ -70,6 +95,7 @@ class Fetch(PixelEnv):
     def _before_picture(self) -> None:
         """Puts the red mark where the goal is."""
         import mujoco
+
         model, data = self._sim.model, self._sim.data
         body = model.site_bodyid[self._mark]
         model.site_pos[self._mark] = self._sim.goal - data.xpos[body]
@@ -79,17 +105,19 @@ class Fetch(PixelEnv):
 def _simulator(name: str):
     """gymnasium-robotics' own environment, without its renderer."""
     try:
-        with contextlib.redirect_stderr(io.StringIO()):   # notes about environments not used here
+        with contextlib.redirect_stderr(io.StringIO()):  # notes about environments not used here
             module = importlib.import_module(f"gymnasium_robotics.envs.fetch.{name}")
     except ModuleNotFoundError as error:
-        raise MissingDependency(f"{error.name} is not installed: "
-                                "pip install gymnasium-robotics==1.4.2") from error
+        raise MissingDependency(
+            f"{error.name} is not installed: pip install gymnasium-robotics==1.4.2"
+        ) from error
     title = "".join(word.capitalize() for word in name.split("_"))
     return getattr(module, f"MujocoFetch{title}Env")()
 
 
-def source_clip(kind: str, camera: str, behaviour: str, seed: int, length: int,
-                image_size: int) -> dict[str, np.ndarray]:
+def source_clip(
+    kind: str, camera: str, behaviour: str, seed: int, length: int, image_size: int
+) -> dict[str, np.ndarray]:
     """One clip {"image": uint8 [length, S, S, 3]}, 25 frames per second, without a cut.
 
     Args:
@@ -135,9 +163,9 @@ class Drift:
         return np.clip(self._action + noise, -1, 1).astype(np.float32)
 
 
-HOME = np.array([1.3, 0.75, 0.55])   # above the middle of the table
-REACH = 0.3                          # how far from there an object may lie to be worked on
-PATIENCE = 45                        # steps after which a goal is given up
+HOME = np.array([1.3, 0.75, 0.55])  # above the middle of the table
+REACH = 0.3  # how far from there an object may lie to be worked on
+PATIENCE = 45  # steps after which a goal is given up
 
 
 class Scripted:
@@ -145,7 +173,7 @@ class Scripted:
 
     def __init__(self, kind: str, rng: np.random.Generator):
         self._rng, self._kind = rng, kind
-        self._speed = rng.uniform(4.0, 9.0)     # 1/m: action per metre of distance
+        self._speed = rng.uniform(4.0, 9.0)  # 1/m: action per metre of distance
         self._limit = rng.uniform(0.4, 0.9)
         self._since, self._held = 0, False
 
@@ -190,7 +218,7 @@ class Scripted:
         way = (goal - thing)[:2]
         way = way / max(np.linalg.norm(way), 1e-6)
         off = (grip - thing)[:2]
-        behind = -off @ way                               # metres behind the object's centre
+        behind = -off @ way  # metres behind the object's centre
         aside = np.linalg.norm(off + behind * way)
         start = np.append(thing[:2] - 0.09 * way, thing[2])
         ready = behind > 0.02 and aside < 0.025
@@ -201,7 +229,7 @@ class Scripted:
         if np.linalg.norm((grip - start)[:2]) < 0.02:
             return start
         clear = np.array([0, 0, 0.1])
-        if grip[2] < thing[2] + 0.06:                     # up before going round
+        if grip[2] < thing[2] + 0.06:  # up before going round
             return np.append(grip[:2], thing[2] + 0.12)
         return start + clear
 
@@ -212,6 +240,7 @@ _WORLDS: dict = {}
 def _world(kind: str, image_size: int) -> Fetch:
     """This process's simulator of a kind; kept, since making one costs as much as a clip."""
     import envs
+
     if (kind, image_size) not in _WORLDS:
         _WORLDS[kind, image_size] = envs.make(f"fetch_{kind}", image_size=image_size)
     return _WORLDS[kind, image_size]

@@ -24,50 +24,63 @@ class MetaWorld(gymnasium.Env):
     Arguments as in `envs.make`, `name` without its prefix: 'door_close'.
     """
 
-    metadata = {'render_modes': ['rgb_array']}
+    metadata = {"render_modes": ["rgb_array"]}
 
-    def __init__(self, name: str, *, image_size: int, camera: str, action_repeat: int,
-                 time_limit: int, render_quality: str, view: str, seed: int, render: bool):
+    def __init__(
+        self,
+        name: str,
+        *,
+        image_size: int,
+        camera: str,
+        action_repeat: int,
+        time_limit: int,
+        render_quality: str,
+        view: str,
+        seed: int,
+        render: bool,
+    ):
         self.name = name
         self._repeat, self._limit, self._size = action_repeat, time_limit, image_size
         self._sim = _simulator(name)
         self.observation_space = gymnasium.spaces.Dict(
-            image=gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8))
+            image=gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self._goals = np.random.Generator(np.random.Philox(seed))
         self._done = self._limit  # no step before the first reset
         self._camera = None
         if render:
             # The corner cameras hang upside down in the model; the others are upright as they are.
-            turn = {'rows': 'rows', 'true': 'half'}[view] if camera.startswith('corner') else 'none'
-            self._camera = Camera(self._sim.model, self._sim.data, image_size, camera,
-                                  render_quality, turn)
+            turn = {"rows": "rows", "true": "half"}[view] if camera.startswith("corner") else "none"
+            self._camera = Camera(
+                self._sim.model, self._sim.data, image_size, camera, render_quality, turn
+            )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Draws a goal from `seed` (without one: from the environment's own generator)."""
         if seed is None:
-            seed = int(self._goals.integers(2 ** 31))
+            seed = int(self._goals.integers(2**31))
         self._sim.seed(int(seed))
         self._state, _ = self._sim.reset()
         self._done = 0
-        return self._observation(), {'success': 0.0}
+        return self._observation(), {"success": 0.0}
 
     def step(self, action: np.ndarray):
         """Repeats the clipped action; raises ValueError for a bad action or a finished episode."""
         action = np.asarray(action, np.float32)
         if action.shape != (4,) or not np.isfinite(action).all():
-            raise ValueError(f'an action is 4 finite numbers, not {action.tolist()}')
+            raise ValueError(f"an action is 4 finite numbers, not {action.tolist()}")
         if self._done >= self._limit:
-            raise ValueError('the episode is over (or not begun): call reset first')
+            raise ValueError("the episode is over (or not begun): call reset first")
         action = np.clip(action, -1.0, 1.0)
         reward, success = 0.0, 0.0
         for _ in range(min(self._repeat, self._limit - self._done)):
             self._state, step_reward, _, _, info = self._sim.step(action)
             reward += float(step_reward)
-            success = max(success, float(info['success']))
+            success = max(success, float(info["success"]))
             self._done += 1
         truncated = self._done >= self._limit
-        return self._observation(), reward, False, truncated, {'success': success}
+        return self._observation(), reward, False, truncated, {"success": success}
 
     def state(self) -> np.ndarray:
         """float64 [39]: gripper, object poses of this and the last step, goal (metres).
@@ -78,7 +91,7 @@ class MetaWorld(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """The present picture, uint8 [S, S, 3]."""
-        return self._observation()['image']
+        return self._observation()["image"]
 
     def close(self) -> None:
         """Frees the renderer."""
@@ -87,8 +100,8 @@ class MetaWorld(gymnasium.Env):
 
     def _observation(self) -> dict[str, np.ndarray]:
         if self._camera is None:
-            return {'image': np.zeros((self._size, self._size, 3), np.uint8)}
-        return {'image': self._camera.image()}
+            return {"image": np.zeros((self._size, self._size, 3), np.uint8)}
+        return {"image": self._camera.image()}
 
 
 def _simulator(name: str):
@@ -97,13 +110,14 @@ def _simulator(name: str):
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ModuleNotFoundError as error:
         raise MissingDependency(
-            f'{error.name} is not installed: pip install metaworld==3.1.1') from error
-    sim = ALL_V3_ENVIRONMENTS[name.replace('_', '-') + '-v3'](reward_function_version='v2')
+            f"{error.name} is not installed: pip install metaworld==3.1.1"
+        ) from error
+    sim = ALL_V3_ENVIRONMENTS[name.replace("_", "-") + "-v3"](reward_function_version="v2")
     # What its MT1 set-up does by way of pickled tasks: show the goal, and draw a new one from the
     # environment's generator at each reset.
     sim._partially_observable = False
     # The bounds that observations are clipped to were cached with the goal hidden (zeros).
-    sim.__dict__.pop('sawyer_observation_space', None)
+    sim.__dict__.pop("sawyer_observation_space", None)
     sim._set_task_called = True
     sim._freeze_rand_vec = False
     sim.seeded_rand_vec = True

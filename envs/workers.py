@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from multiprocessing import connection as mp_connection
 from typing import Any
 
-_BOOT = ('import sys; sys.path.insert(0, sys.argv[2]); '
-         'import envs.workers as w; w.serve(sys.argv[1])')
+_BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[2]); import envs.workers as w; w.serve(sys.argv[1])"
+)
 _ROOT = str(pathlib.Path(__file__).resolve().parent.parent)
 
 
@@ -34,7 +35,7 @@ class WorkerFailure:
 
     index: int  # of the simulator, or of the job
     reason: str  # one line
-    details: str = ''  # the worker's traceback, where it raised
+    details: str = ""  # the worker's traceback, where it raised
 
 
 class SimulatorPool:
@@ -51,17 +52,19 @@ class SimulatorPool:
     and `failures` counts it. Raises UnknownTask, BadOption (of `spec`), RenderingError.
     """
 
-    def __init__(self, spec: dict[str, Any], workers: int, timeout: float = 120.0,
-                 factory: str = 'envs:make'):
+    def __init__(
+        self, spec: dict[str, Any], workers: int, timeout: float = 120.0, factory: str = "envs:make"
+    ):
         if workers < 1:
-            raise ValueError(f'workers is {workers}, but a pool needs at least 1')
-        if factory == 'envs:make':
+            raise ValueError(f"workers is {workers}, but a pool needs at least 1")
+        if factory == "envs:make":
             import envs
+
             envs.check(**spec)
         self.failures = 0
         self._timeout = timeout
-        self._start = ('make', factory, dict(spec))
-        self._environ = _environment(spec.get('render', True))
+        self._start = ("make", factory, dict(spec))
+        self._environ = _environment(spec.get("render", True))
         self._workers: list[_Worker] = []
         self._begun = set()  # simulators that were reset since their process started
         self._workers = [_Worker(self._environ, self._start) for _ in range(workers)]
@@ -71,7 +74,7 @@ class SimulatorPool:
 
     def reset(self, seeds: dict[int, int | None]) -> dict[int, Any]:
         """{simulator: seed} -> {simulator: (observation, info) or WorkerFailure}."""
-        results = self._exchange({i: ('reset', seed) for i, seed in seeds.items()})
+        results = self._exchange({i: ("reset", seed) for i, seed in seeds.items()})
         self._begun |= {i for i, r in results.items() if not isinstance(r, WorkerFailure)}
         return results
 
@@ -82,8 +85,8 @@ class SimulatorPool:
         """
         missing = sorted(set(actions) - self._begun)
         if missing:
-            raise ValueError(f'simulators {missing} need a reset before their first step')
-        return self._exchange({i: ('step', action) for i, action in actions.items()})
+            raise ValueError(f"simulators {missing} need a reset before their first step")
+        return self._exchange({i: ("step", action) for i, action in actions.items()})
 
     def pids(self) -> list[int]:
         """The process id of each simulator."""
@@ -113,7 +116,7 @@ class SimulatorPool:
         while waiting:
             ready = mp_connection.wait(list(waiting), max(0.0, deadline - time.monotonic()))
             if not ready:
-                reason = f'no answer within {self._timeout:g} s'
+                reason = f"no answer within {self._timeout:g} s"
                 for i in waiting.values():
                     results[i] = WorkerFailure(i, reason)
                 break
@@ -129,8 +132,13 @@ class SimulatorPool:
         return {i: results[i] for i in requests}
 
 
-def run_jobs(target: str, jobs: list[dict[str, Any]], workers: int, timeout: float = 600.0,
-             rendering: bool = True) -> Iterator[tuple[int, Any]]:
+def run_jobs(
+    target: str,
+    jobs: list[dict[str, Any]],
+    workers: int,
+    timeout: float = 600.0,
+    rendering: bool = True,
+) -> Iterator[tuple[int, Any]]:
     """Calls 'module:function' with each job's keyword arguments in persistent worker processes.
 
     Yields (index of the job, result) in the order of completion. A job whose worker raises, dies
@@ -139,7 +147,7 @@ def run_jobs(target: str, jobs: list[dict[str, Any]], workers: int, timeout: flo
     iterator early ends the workers. Raises RenderingError.
     """
     if workers < 1:
-        raise ValueError(f'workers is {workers}, but jobs need at least 1')
+        raise ValueError(f"workers is {workers}, but jobs need at least 1")
     todo = [(index, 2) for index in reversed(range(len(jobs)))]  # (job, tries left), next one last
     environ = _environment(rendering) if jobs else {}
     busy: dict[_Worker, tuple[int, int, float]] = {}  # worker -> job, tries left, deadline
@@ -149,7 +157,7 @@ def run_jobs(target: str, jobs: list[dict[str, Any]], workers: int, timeout: flo
             while todo and len(busy) < workers:
                 index, tries = todo.pop()
                 worker = idle.pop() if idle else _Worker(environ)
-                worker.send(('call', target, jobs[index]))
+                worker.send(("call", target, jobs[index]))
                 busy[worker] = (index, tries, time.monotonic() + timeout)
             for worker, result in _answers(busy, timeout):
                 index, tries, _ = busy.pop(worker)
@@ -173,17 +181,23 @@ def _answers(busy: dict, timeout: float) -> list[tuple[_Worker, Any]]:
     soonest = min(deadline for _, _, deadline in busy.values())
     ready = mp_connection.wait(list(by_connection), max(0.0, soonest - time.monotonic()))
     if ready:
-        return [(by_connection[one], by_connection[one].receive(busy[by_connection[one]][0]))
-                for one in ready]
+        return [
+            (by_connection[one], by_connection[one].receive(busy[by_connection[one]][0]))
+            for one in ready
+        ]
     now = time.monotonic()
-    return [(worker, WorkerFailure(index, f'no answer within {timeout:g} s'))
-            for worker, (index, _, deadline) in busy.items() if deadline <= now]
+    return [
+        (worker, WorkerFailure(index, f"no answer within {timeout:g} s"))
+        for worker, (index, _, deadline) in busy.items()
+        if deadline <= now
+    ]
 
 
 def _environment(rendering: bool) -> dict[str, str]:
     if not rendering:
-        return {'MUJOCO_GL': 'disable'}
+        return {"MUJOCO_GL": "disable"}
     from envs import rendering as headless
+
     return headless.environment()
 
 
@@ -195,11 +209,14 @@ class _Worker:
         with theirs:
             # llvmpipe draws 64 x 64 pixels no faster with more threads, and workers share cores.
             self.process = subprocess.Popen(
-                [sys.executable, '-c', _BOOT, str(theirs.fileno()), _ROOT],
-                env={'LP_NUM_THREADS': '0', **os.environ, **environ}, stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),), start_new_session=True)
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), _ROOT],
+                env={"LP_NUM_THREADS": "0", **os.environ, **environ},
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
         self.connection = mp_connection.Connection(ours.detach())
-        self.send(('path', list(sys.path)))
+        self.send(("path", list(sys.path)))
         if first is not None:
             self.send(first)
 
@@ -213,8 +230,8 @@ class _Worker:
         try:
             kind, value, details = self.connection.recv()
         except (EOFError, OSError):
-            return WorkerFailure(index, f'the worker process died ({self._last_words()})')
-        return value if kind == 'ok' else WorkerFailure(index, value, details)
+            return WorkerFailure(index, f"the worker process died ({self._last_words()})")
+        return value if kind == "ok" else WorkerFailure(index, value, details)
 
     def hang_up(self) -> None:
         self.connection.close()
@@ -235,8 +252,8 @@ class _Worker:
         try:
             code = self.process.wait(5)
         except subprocess.TimeoutExpired:
-            return 'its socket closed'
-        return f'signal {-code}' if code < 0 else f'exit code {code}'
+            return "its socket closed"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def serve(descriptor: str) -> None:
@@ -249,8 +266,8 @@ def serve(descriptor: str) -> None:
             try:
                 answer = state.handle(*request)
             except BaseException as error:  # reported to the parent, which replaces this process
-                text = ' '.join(f'{type(error).__name__}: {error}'.split())
-                answer = ('error', text, traceback.format_exc())
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                answer = ("error", text, traceback.format_exc())
             if answer is not None:
                 connection.send(answer)
     except (EOFError, OSError):
@@ -267,7 +284,7 @@ class _Simulator:
         self._env = None
 
     def handle(self, kind: str, *arguments) -> tuple | None:
-        return getattr(self, '_' + kind)(*arguments)
+        return getattr(self, "_" + kind)(*arguments)
 
     def _path(self, path: list[str]) -> None:
         sys.path[:] = path if _ROOT in path else [_ROOT, *path]
@@ -280,22 +297,22 @@ class _Simulator:
         if self._env is None:
             factory, spec = self._recipe
             self._env = _resolve(factory)(**spec)
-        return 'ok', self._env.reset(seed=seed), ''
+        return "ok", self._env.reset(seed=seed), ""
 
     def _step(self, action) -> tuple:
         result = self._env.step(action)
         if not math.isfinite(result[1]):
-            raise ValueError(f'the reward is {result[1]}')
-        return 'ok', result, ''
+            raise ValueError(f"the reward is {result[1]}")
+        return "ok", result, ""
 
     def _call(self, target: str, job: dict) -> tuple:
         result = _resolve(target)(**job)
         if inspect.isgenerator(result):
-            raise TypeError(f'{target} is a generator; a job returns one value')
-        return 'ok', result, ''
+            raise TypeError(f"{target} is a generator; a job returns one value")
+        return "ok", result, ""
 
 
 def _resolve(target: str):
     """The object named 'module:function'."""
-    module, _, name = target.partition(':')
+    module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -15,21 +15,21 @@ def raising(error):
 
 
 @pytest.mark.parametrize(
-    'error, code, text',
+    "error, code, text",
     [
-        (UserError('bad\n  value'), 2, 'error: bad value\n'),
-        (MachineError('no disk'), 4, 'error: no disk\n'),
-        (Interrupted(15), 143, 'interrupted by SIGTERM\n'),
-        (KeyboardInterrupt(), 130, 'interrupted\n'),
+        (UserError("bad\n  value"), 2, "error: bad value\n"),
+        (MachineError("no disk"), 4, "error: no disk\n"),
+        (Interrupted(15), 143, "interrupted by SIGTERM\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
         (
-            OSError(errno.ENOSPC, 'No space left on device', '/x/y'),
+            OSError(errno.ENOSPC, "No space left on device", "/x/y"),
             4,
-            'error: No space left on device: /x/y\n',
+            "error: No space left on device: /x/y\n",
         ),
         (
-            PermissionError(errno.EACCES, 'Permission denied', '/z'),
+            PermissionError(errno.EACCES, "Permission denied", "/z"),
             4,
-            'error: Permission denied: /z\n',
+            "error: Permission denied: /z\n",
         ),
     ],
 )
@@ -40,18 +40,18 @@ def test_exit_codes_and_one_line(error, code, text, capsys):
 
 def test_results_and_bugs():
     assert run_main(lambda argv: None, []) == 0
-    assert run_main(lambda argv: len(argv), ['a', 'b', 'c']) == 3
+    assert run_main(lambda argv: len(argv), ["a", "b", "c"]) == 3
     with pytest.raises(ZeroDivisionError):
         run_main(lambda argv: 1 / 0, [])
     with pytest.raises(
         FileNotFoundError
     ):  # a bug: user-named files are checked where they are named
-        run_main(lambda argv: open('/no/such/file'), [])
+        run_main(lambda argv: open("/no/such/file"), [])
 
 
 def test_nearest_names():
-    keys = ['rssm.deter', 'rssm.stoch', 'seed', 'stages.model.updates']
-    assert 'rssm.deter' in nearest('deter', keys)
-    assert 'rssm.deter' in nearest('rssm.detre', keys)
-    assert 'stages.model.updates' in nearest('update', keys)
-    assert nearest('zzzzzz', keys) == ''
+    keys = ["rssm.deter", "rssm.stoch", "seed", "stages.model.updates"]
+    assert "rssm.deter" in nearest("deter", keys)
+    assert "rssm.deter" in nearest("rssm.detre", keys)
+    assert "stages.model.updates" in nearest("update", keys)
+    assert nearest("zzzzzz", keys) == ""

@@ -17,64 +17,64 @@ def listing(directory):
 
 
 def test_atomic_write(tmp_path):
-    path = tmp_path / 'deep' / 'file'
-    with atomic_write(path, 'w') as file:
-        file.write('one')
+    path = tmp_path / "deep" / "file"
+    with atomic_write(path, "w") as file:
+        file.write("one")
         assert not path.exists()
-    assert path.read_text() == 'one' and listing(path.parent) == ['file']
+    assert path.read_text() == "one" and listing(path.parent) == ["file"]
     with atomic_write(path) as file:
-        file.write(b'two')
-        assert path.read_text() == 'one'
-    assert path.read_bytes() == b'two'
+        file.write(b"two")
+        assert path.read_text() == "one"
+    assert path.read_bytes() == b"two"
 
 
-@pytest.mark.parametrize('error', [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
-    path = tmp_path / 'file'
-    path.write_text('old')
+    path = tmp_path / "file"
+    path.write_text("old")
     with pytest.raises(error):
-        with atomic_write(path, 'w') as file:
-            file.write('half')
+        with atomic_write(path, "w") as file:
+            file.write("half")
             raise error
-    assert path.read_text() == 'old' and listing(tmp_path) == ['file']
+    assert path.read_text() == "old" and listing(tmp_path) == ["file"]
 
 
 def test_atomic_directory_replaces_whole(tmp_path):
-    place = tmp_path / 'store'
-    for text in ('one', 'two'):
+    place = tmp_path / "store"
+    for text in ("one", "two"):
         with atomic_directory(place) as temporary:
             (temporary / text).write_text(text)
-        assert listing(place) == [text] and listing(tmp_path) == ['store']
-    reader = open(place / 'two')
+        assert listing(place) == [text] and listing(tmp_path) == ["store"]
+    reader = open(place / "two")
     with pytest.raises(RuntimeError):
         with atomic_directory(place) as temporary:
-            (temporary / 'three').write_text('half')
+            (temporary / "three").write_text("half")
             raise RuntimeError
-    assert listing(place) == ['two'] and listing(tmp_path) == ['store']
+    assert listing(place) == ["two"] and listing(tmp_path) == ["store"]
     with atomic_directory(place) as temporary:
-        (temporary / 'four').write_text('four')
-    assert reader.read() == 'two'  # whoever has it open keeps it
+        (temporary / "four").write_text("four")
+    assert reader.read() == "two"  # whoever has it open keeps it
     reader.close()
 
 
 def test_leftovers_of_a_killed_writer_are_swept(tmp_path):
     code = (
-        'import os, sys; from veorl_tf.core.files import atomic_write, atomic_directory\n'
+        "import os, sys; from veorl_tf.core.files import atomic_write, atomic_directory\n"
         'with atomic_write(sys.argv[1] + "/file") as f, atomic_directory(sys.argv[1] + "/tree"):\n'
         '    f.write(b"half"); f.flush(); os._exit(9)'
     )
-    assert subprocess.run([sys.executable, '-c', code, tmp_path], cwd=ROOT).returncode == 9
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT).returncode == 9
     assert len(listing(tmp_path)) == 2
-    with atomic_write(tmp_path / 'mine') as file:  # being written by a living process: stays
-        file.write(b'x')
+    with atomic_write(tmp_path / "mine") as file:  # being written by a living process: stays
+        file.write(b"x")
         assert len(sweep_leftovers(tmp_path)) == 2
         assert len(listing(tmp_path)) == 1
-    assert listing(tmp_path) == ['mine']
+    assert listing(tmp_path) == ["mine"]
 
 
 def test_sha256_and_free_bytes(tmp_path):
     data = bytes(range(256)) * 9000
-    (tmp_path / 'file').write_bytes(data)
-    assert sha256(tmp_path / 'file') == hashlib.sha256(data).hexdigest()
-    assert free_bytes(tmp_path / 'not' / 'yet') == pytest.approx(free_bytes(tmp_path), rel=0.5)
+    (tmp_path / "file").write_bytes(data)
+    assert sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+    assert free_bytes(tmp_path / "not" / "yet") == pytest.approx(free_bytes(tmp_path), rel=0.5)
     assert free_bytes(tmp_path) > 0

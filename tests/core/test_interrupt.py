@@ -13,7 +13,7 @@ from veorl_tf.core.errors import Interrupted
 from veorl_tf.core.interrupt import StopRequest
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_a_flag(number, capfd):
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -25,7 +25,7 @@ def test_the_first_signal_is_a_flag(number, capfd):
             stop.raise_if_requested()
         assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) is before
-    assert 'stopping after this step' in capfd.readouterr().err
+    assert "stopping after this step" in capfd.readouterr().err
 
 
 def test_handlers_come_back_after_an_exception():
@@ -38,15 +38,15 @@ def test_handlers_come_back_after_an_exception():
 
 def test_the_second_signal_leaves_at_once():
     code = (
-        'import os, signal, time\n'
-        'from veorl_tf.core.interrupt import StopRequest\n'
-        'with StopRequest():\n'
-        '    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\n'
-        '    time.sleep(60)'
+        "import os, signal, time\n"
+        "from veorl_tf.core.interrupt import StopRequest\n"
+        "with StopRequest():\n"
+        "    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)"
     )
     assert (
         subprocess.run(
-            [sys.executable, '-c', code],
+            [sys.executable, "-c", code],
             cwd=Path(__file__).parents[2],
             capture_output=True,
             timeout=30,

@@ -14,10 +14,10 @@ def test_layout_and_repeatability(tmp_path):
             np.testing.assert_array_equal(one[key], two[key])
             np.testing.assert_array_equal(one[key], read[key])
         assert (
-            one['image'].shape == (20, 16, 16, 3)
-            and not one['action'][0].any()
-            and one['reward'][0] == 0
+            one["image"].shape == (20, 16, 16, 3)
+            and not one["action"][0].any()
+            and one["reward"][0] == 0
         )
-        assert abs(one['action']).max() <= 1
-    assert set(one['action'][1:].sum(1)) == {1.0} and set(one['action'].ravel()) == {0.0, 1.0}
-    assert (random_episode(20, 4, 5, 16)['image'] != one['image']).any()
+        assert abs(one["action"]).max() <= 1
+    assert set(one["action"][1:].sum(1)) == {1.0} and set(one["action"].ravel()) == {0.0, 1.0}
+    assert (random_episode(20, 4, 5, 16)["image"] != one["image"]).any()

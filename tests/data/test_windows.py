@@ -21,12 +21,12 @@ def episode(length=7, seed=0, actions=4):
 LENGTHS = (5, 9, 3, 12, 6)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    place = tmp_path_factory.mktemp('windows')
+    place = tmp_path_factory.mktemp("windows")
     for i, length in enumerate(LENGTHS):
-        save_episode(place / 'eps', episode(length, i), name=f'{i}.npz')
-    return FrameStore.build_or_open(place / 'eps', place / 'cache')
+        save_episode(place / "eps", episode(length, i), name=f"{i}.npz")
+    return FrameStore.build_or_open(place / "eps", place / "cache")
 
 
 def draws(sampler, count=4000, seed=0):
@@ -38,13 +38,13 @@ def draws(sampler, count=4000, seed=0):
     )
 
 
-@pytest.mark.parametrize('length', [1, 2, 5, 6, 11])
-@pytest.mark.parametrize('oversample', [False, True])
+@pytest.mark.parametrize("length", [1, 2, 5, 6, 11])
+@pytest.mark.parametrize("oversample", [False, True])
 def test_windows_stay_inside_eligible_episodes(store, length, oversample):
     sampler = WindowSampler(store, store.episodes, length, 50, oversample)
     starts = draws(sampler)
     assert starts.dtype == np.int64
-    owner = np.searchsorted(store.episodes.starts, starts, 'right') - 1
+    owner = np.searchsorted(store.episodes.starts, starts, "right") - 1
     offset = starts - store.episodes.starts[owner]
     # Episodes with more than `length` frames, none with exactly that; all starts to n - length.
     assert set(owner) == {i for i, n in enumerate(LENGTHS) if n > length}
@@ -70,23 +70,23 @@ def test_oversampled_ends_have_the_share_length_over_n(store):
 
 def test_no_episode_long_enough(store):
     with pytest.raises(
-        UserError, match=r'eps: .*12 frames: the longest of 5 has 12 frames, 13 are needed'
+        UserError, match=r"eps: .*12 frames: the longest of 5 has 12 frames, 13 are needed"
     ):
         WindowSampler(store, store.episodes, 12, 4)
-    with pytest.raises(UserError, match='longest of 0 has 0'):
+    with pytest.raises(UserError, match="longest of 0 has 0"):
         WindowSampler(store, store.episodes[[]], 1, 4)
-    with pytest.raises(UserError, match='at least 1'):
+    with pytest.raises(UserError, match="at least 1"):
         WindowSampler(store, store.episodes, 0, 4)
 
 
 def test_gather(store):
     extra = np.arange(len(store))
     sampler = WindowSampler(
-        store, store.episodes, 4, 3, keys=('image', 'reward'), columns={'row': extra}
+        store, store.episodes, 4, 3, keys=("image", "reward"), columns={"row": extra}
     )
     starts = np.array([[0, 5], [6, 31]])
     windows = sampler.gather(starts)
-    assert set(windows) == {'image', 'reward', 'row'} and windows['image'].shape == (
+    assert set(windows) == {"image", "reward", "row"} and windows["image"].shape == (
         2,
         2,
         4,
@@ -94,17 +94,17 @@ def test_gather(store):
         8,
         3,
     )
-    np.testing.assert_array_equal(windows['row'], starts[..., None] + np.arange(4))
-    np.testing.assert_array_equal(windows['image'], store.arrays['image'][windows['row']])
-    np.testing.assert_array_equal(windows['reward'], store.arrays['reward'][windows['row']])
-    assert windows['image'].dtype == np.uint8 and windows['reward'].dtype == np.float32
-    assert type(windows['image']) is np.ndarray and windows['image'].flags.writeable
+    np.testing.assert_array_equal(windows["row"], starts[..., None] + np.arange(4))
+    np.testing.assert_array_equal(windows["image"], store.arrays["image"][windows["row"]])
+    np.testing.assert_array_equal(windows["reward"], store.arrays["reward"][windows["row"]])
+    assert windows["image"].dtype == np.uint8 and windows["reward"].dtype == np.float32
+    assert type(windows["image"]) is np.ndarray and windows["image"].flags.writeable
 
 
 def streams(store):
     return {
-        'target': WindowSampler(store, store.episodes, 4, 6),
-        'source': WindowSampler(store, store.episodes, 2, 3),
+        "target": WindowSampler(store, store.episodes, 4, 6),
+        "source": WindowSampler(store, store.episodes, 2, 3),
     }
 
 
@@ -117,38 +117,38 @@ def assert_equal(one, two):
 
 
 def test_a_batch_depends_on_its_index_alone(store):
-    with Batches(streams(store), 3, 'model', prefetch=1) as batches:
+    with Batches(streams(store), 3, "model", prefetch=1) as batches:
         reference = [next(batches) for _ in range(9)]
-    sums = {batch['target']['image'].sum() for batch in reference}
+    sums = {batch["target"]["image"].sum() for batch in reference}
     assert len(sums) == 9
     for start, prefetch in ((0, 5), (4, 1), (7, 3)):
-        with Batches(streams(store), 3, 'model', start, prefetch=prefetch) as batches:
+        with Batches(streams(store), 3, "model", start, prefetch=prefetch) as batches:
             for i in range(start, 9):
                 assert batches.index == i
                 assert_equal(next(batches), reference[i])
             assert batches.index == 9
-    with Batches({'target': streams(store)['target']}, 3, 'model', 5) as batches:
-        assert_equal(next(batches), {'target': reference[5]['target']})
-        assert_equal(batches.batch(2), {'target': reference[2]['target']})
-    for seed, stage in ((4, 'model'), (3, 'behavior')):
+    with Batches({"target": streams(store)["target"]}, 3, "model", 5) as batches:
+        assert_equal(next(batches), {"target": reference[5]["target"]})
+        assert_equal(batches.batch(2), {"target": reference[2]["target"]})
+    for seed, stage in ((4, "model"), (3, "behavior")):
         with Batches(streams(store), seed, stage) as batches:
             assert not np.array_equal(
-                next(batches)['target']['image'], reference[0]['target']['image']
+                next(batches)["target"]["image"], reference[0]["target"]["image"]
             )
-    expected = streams(store)['target'].indices(seeds.generator(3, 'model', 'target', 2))
+    expected = streams(store)["target"].indices(seeds.generator(3, "model", "target", 2))
     np.testing.assert_array_equal(
-        streams(store)['target'].gather(expected)['image'], reference[2]['target']['image']
+        streams(store)["target"].gather(expected)["image"], reference[2]["target"]["image"]
     )
 
 
 def test_several_updates_per_call(store):
-    with Batches(streams(store), 0, 'model', 1, 8) as single:
+    with Batches(streams(store), 0, "model", 1, 8) as single:
         reference = list(single)
     assert len(reference) == 7
-    with Batches(streams(store), 0, 'model', 1, 8, per_call=3) as batches:
+    with Batches(streams(store), 0, "model", 1, 8, per_call=3) as batches:
         stacked = list(batches)
         assert batches.index == 8
-    assert [batch['target']['image'].shape[0] for batch in stacked] == [3, 3, 1]
+    assert [batch["target"]["image"].shape[0] for batch in stacked] == [3, 3, 1]
     for i, expected in enumerate(reference):
         got = {
             name: {key: array[i % 3] for key, array in arrays.items()}
@@ -163,13 +163,13 @@ def alive(name):
 
 def test_close_ends_the_thread_whatever_it_does(store):
     for consume in (0, 1, 5):
-        batches = Batches(streams(store), 0, f'close{consume}', prefetch=1)
+        batches = Batches(streams(store), 0, f"close{consume}", prefetch=1)
         for _ in range(consume):
             next(batches)
         time.sleep(0.02)  # long enough to fill the queue
         batches.close()
         batches.close()
-        assert not alive(f'batches-close{consume}')
+        assert not alive(f"batches-close{consume}")
         with pytest.raises(StopIteration):
             next(batches)
 
@@ -178,14 +178,14 @@ def test_an_exception_of_the_thread_reaches_the_consumer(store):
     class Failing(WindowSampler):
         def gather(self, starts):
             if self.calls == 2:
-                raise OSError('the disk went away')
+                raise OSError("the disk went away")
             self.calls += 1
             return super().gather(starts)
 
     sampler = Failing(store, store.episodes, 4, 6)
     sampler.calls = 0
-    batches = Batches({'target': sampler}, 0, 'failing')
+    batches = Batches({"target": sampler}, 0, "failing")
     next(batches), next(batches)
-    with pytest.raises(OSError, match='went away'):
+    with pytest.raises(OSError, match="went away"):
         next(batches)
-    assert not alive('batches-failing')
+    assert not alive("batches-failing")

@@ -8,6 +8,7 @@ import numpy as np
 def episode(task, seed, steps, action_seed=0, **options):
     """Frames, rewards, success and end flags of `steps` random decisions."""
     import envs
+
     env = envs.make(task, **options)
     observation, info = env.reset(seed=seed)
     rng = np.random.default_rng(action_seed)
@@ -25,6 +26,7 @@ def episode(task, seed, steps, action_seed=0, **options):
 def repeated(task, seed, repeat, decisions):
     """Rewards of `decisions` repeated actions: in one environment that repeats, and summed."""
     import envs
+
     rng = np.random.default_rng(1)
     actions = rng.uniform(-1, 1, (decisions, 4)).astype(np.float32)
     once = envs.make(task, render=False)
@@ -38,6 +40,7 @@ def repeated(task, seed, repeat, decisions):
 def refusals():
     """The messages of bad actions and of steps after the end."""
     import envs
+
     env = envs.make("metaworld_reach", render=False, time_limit=2)
     messages = []
     for action in ([np.nan, 0, 0, 0], [0, 0, 0]):
@@ -58,6 +61,7 @@ def refusals():
 def all_names():
     """Every Meta-World task makes a simulator: how many, and whether TensorFlow was seen."""
     import envs
+
     names = [name for name in envs.TASKS() if name.startswith("metaworld_")]
     for name in names:
         env = envs.make(name, render=False)
@@ -69,6 +73,7 @@ def all_names():
 def fails_once(marker):
     """Raises the first time, by a marker file."""
     import pathlib
+
     path = pathlib.Path(marker)
     if not path.exists():
         path.touch()
@@ -82,4 +87,5 @@ def always_fails():
 
 def hangs():
     import time
+
     time.sleep(60)

@@ -17,8 +17,15 @@ def call(function, *jobs):
 @pytest.fixture(scope="module")
 def episodes():
     base = dict(task="metaworld_door_close", seed=3, steps=6, action_repeat=2)
-    variants = [{}, {}, {"seed": 4}, {"view": "true"}, {"render_quality": "full", "steps": 1},
-                {"render": False}, {"task": "fetch_push"}]
+    variants = [
+        {},
+        {},
+        {"seed": 4},
+        {"view": "true"},
+        {"render_quality": "full", "steps": 1},
+        {"render": False},
+        {"task": "fetch_push"},
+    ]
     return call("episode", *[base | v for v in variants])
 
 
@@ -31,7 +38,7 @@ def test_the_same_seed_gives_the_same_episode(episodes):
 
 def test_another_seed_draws_another_goal(episodes):
     goal, other = episodes[0][2][-3:], episodes[2][2][-3:]
-    assert np.any(goal != 0) and not np.allclose(goal, other)   # and the goal is not hidden
+    assert np.any(goal != 0) and not np.allclose(goal, other)  # and the goal is not hidden
     assert not np.array_equal(episodes[0][0][0], episodes[2][0][0])
 
 
@@ -39,8 +46,8 @@ def test_the_picture_is_upright_and_moves(episodes):
     frames = episodes[0][0].astype(float)
     assert frames.std() > 20 and np.abs(frames[1:] - frames[:-1]).max() > 30
     top, bottom = frames[0, :8, -24:], frames[0, -24:, -24:]
-    assert top.std() < 5 and abs(top.mean() - 126) < 6    # the grey wall is above
-    assert bottom.std() > 15                              # the table's edge and the floor below
+    assert top.std() < 5 and abs(top.mean() - 126) < 6  # the grey wall is above
+    assert bottom.std() > 15  # the table's edge and the floor below
 
 
 def test_the_true_view_is_the_mirror_image(episodes):
@@ -64,14 +71,15 @@ def test_fetch_is_another_world(episodes):
 
 
 def test_rewards_are_summed_over_repeats():
-    (summed, repeated), = call("repeated", dict(task="metaworld_reach", seed=1, repeat=3,
-                                                decisions=5))
+    ((summed, repeated),) = call(
+        "repeated", dict(task="metaworld_reach", seed=1, repeat=3, decisions=5)
+    )
     np.testing.assert_allclose(repeated, summed, rtol=1e-6)
     assert np.all(repeated > 0)
 
 
 def test_bad_actions_and_steps_after_the_end_are_refused():
-    (messages, ends), = call("refusals", {})
+    ((messages, ends),) = call("refusals", {})
     assert ends == [False, True]
     assert "finite" in messages[0] and "4" in messages[1] and "reset" in messages[2]
 
@@ -85,13 +93,16 @@ def test_named_groups_exist():
     assert len(envs.VEORL_TASKS) == len(envs.COWORLD_TASKS) == 6
 
 
-@pytest.mark.parametrize("options, error, named", [
-    (dict(task="metaworld_door_clos"), UnknownTask, "metaworld_door_close"),
-    (dict(task="metaworld_reach", camera="corner9"), BadOption, "corner2"),
-    (dict(task="metaworld_reach", view="up"), BadOption, "rows"),
-    (dict(task="metaworld_reach", time_limit=501), BadOption, "time_limit"),
-    (dict(task="metaworld_reach", action_repeat=0), BadOption, "action_repeat"),
-])
+@pytest.mark.parametrize(
+    "options, error, named",
+    [
+        (dict(task="metaworld_door_clos"), UnknownTask, "metaworld_door_close"),
+        (dict(task="metaworld_reach", camera="corner9"), BadOption, "corner2"),
+        (dict(task="metaworld_reach", view="up"), BadOption, "rows"),
+        (dict(task="metaworld_reach", time_limit=501), BadOption, "time_limit"),
+        (dict(task="metaworld_reach", action_repeat=0), BadOption, "action_repeat"),
+    ],
+)
 def test_wrong_options_name_what_is_valid(options, error, named):
     with pytest.raises(error, match=named):
         envs.check(**options)

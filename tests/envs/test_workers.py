@@ -14,8 +14,10 @@ SPEC = dict(task="metaworld_reach", render=False, time_limit=20)
 
 
 def test_importing_envs_imports_no_tensorflow():
-    code = ("import sys, envs, envs.workers, envs.experts, envs.fetch; "
-            "print('tensorflow' in sys.modules)")
+    code = (
+        "import sys, envs, envs.workers, envs.experts, envs.fetch; "
+        "print('tensorflow' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -26,7 +28,7 @@ def test_a_pool_steps_in_parallel_and_replaces_who_dies():
         assert set(first) == {0, 1} and first[0][0]["image"].shape == (64, 64, 3)
         action = np.full(4, 0.5, np.float32)
         step = pool.step({0: action, 1: action})
-        assert step[0][1] == step[1][1] > 0                   # the same seed, the same reward
+        assert step[0][1] == step[1][1] > 0  # the same seed, the same reward
         os.kill(pool.pids()[0], signal.SIGKILL)
         step = pool.step({0: action, 1: action})
         assert isinstance(step[0], WorkerFailure) and not isinstance(step[1], WorkerFailure)
@@ -58,10 +60,10 @@ def test_no_process_is_left():
 def test_jobs_are_tried_twice(tmp_path):
     jobs = [dict(marker=str(tmp_path / "marker"))]
     assert list(run_jobs("tests.envs.jobs:fails_once", jobs, 1, rendering=False)) == [(0, "done")]
-    (index, result), = run_jobs("tests.envs.jobs:always_fails", [{}], 1, rendering=False)
+    ((index, result),) = run_jobs("tests.envs.jobs:always_fails", [{}], 1, rendering=False)
     assert index == 0 and isinstance(result, WorkerFailure) and "always" in result.reason
 
 
 def test_a_job_that_hangs_is_ended():
-    (_, result), = run_jobs("tests.envs.jobs:hangs", [{}], 1, timeout=1, rendering=False)
+    ((_, result),) = run_jobs("tests.envs.jobs:hangs", [{}], 1, timeout=1, rendering=False)
     assert isinstance(result, WorkerFailure)

@@ -41,8 +41,17 @@ def datadir(tmp_path_factory) -> Path:
 def arguments(datadir, tmp_path_factory) -> Callable[[str], list[str]]:
     """`arguments("veorl")`: the command line of the agent's `debug` run."""
     logs = tmp_path_factory.mktemp("logs")
-    return lambda agent: ["--configs", "metaworld", agent, "debug", *REAL,
-                          "--datadir", str(datadir), "--logdir", str(logs / agent)]
+    return lambda agent: [
+        "--configs",
+        "metaworld",
+        agent,
+        "debug",
+        *REAL,
+        "--datadir",
+        str(datadir),
+        "--logdir",
+        str(logs / agent),
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,14 @@ from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_rec
 from veorl_tf.run.evaluate import FIRST_GOAL
 
 TASK = "metaworld_door_close"
-ENV = {"image_size": 64, "action_repeat": 2, "time_limit": 40, "camera": "corner",
-       "render_quality": "fast", "view": "rows"}
+ENV = {
+    "image_size": 64,
+    "action_repeat": 2,
+    "time_limit": 40,
+    "camera": "corner",
+    "render_quality": "fast",
+    "view": "rows",
+}
 
 
 def target(**changes) -> Recipe:
@@ -31,12 +37,22 @@ def contents(directory) -> dict[str, bytes]:
 
 def test_the_hash_tells_every_option():
     changes = [{}, {"quality": "expert"}, {"episodes": 4}, {"seed": 1}, {"task": "metaworld_reach"}]
-    changes += [{"env": ENV | {key: value}} for key, value in
-                [("image_size", 32), ("action_repeat", 1), ("time_limit", 38),
-                 ("camera", "corner2"), ("render_quality", "full"), ("view", "true")]]
+    changes += [
+        {"env": ENV | {key: value}}
+        for key, value in [
+            ("image_size", 32),
+            ("action_repeat", 1),
+            ("time_limit", 38),
+            ("camera", "corner2"),
+            ("render_quality", "full"),
+            ("view", "true"),
+        ]
+    ]
     recipes = [target(**change) for change in changes]
-    recipes += [source_recipe(*options) for options in
-                [(4, 9, 0, 64), (5, 9, 0, 64), (4, 8, 0, 64), (4, 9, 1, 64), (4, 9, 0, 32)]]
+    recipes += [
+        source_recipe(*options)
+        for options in [(4, 9, 0, 64), (5, 9, 0, 64), (4, 8, 0, 64), (4, 9, 1, 64), (4, 9, 0, 32)]
+    ]
     hashes = [recipe.hash for recipe in recipes]
     assert len(set(hashes)) == len(hashes)
     assert target().hash == hashes[0] and source_recipe(4, 9, 0, 64).hash == hashes[-5]
@@ -66,13 +82,16 @@ def test_source_clips_are_of_many_worlds():
     assert {job["length"] for job in recipe.jobs} == {9}
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"episodes": 0}, "--data.collect_episodes 0"),
-    ({"seed": -1}, "--data.seed -1: from 0 to 999"),
-    ({"seed": 1000}, "--data.seed 1000"),
-    ({"quality": "perfect"}, "random, medium, expert, mixed"),
-    ({"task": "none"}, "--task none"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"episodes": 0}, "--data.collect_episodes 0"),
+        ({"seed": -1}, "--data.seed -1: from 0 to 999"),
+        ({"seed": 1000}, "--data.seed 1000"),
+        ({"quality": "perfect"}, "random, medium, expert, mixed"),
+        ({"task": "none"}, "--task none"),
+    ],
+)
 def test_wrong_recipes(change, words):
     with pytest.raises(UserError, match=words):
         target(**change)
@@ -89,7 +108,7 @@ def test_a_dataset_and_its_description(dataset):
     assert [info.length for info in infos] == [21] * 5 and not damaged
     episodes = [load_episode(info.path) for info in infos]
     assert all(not e["action"][0].any() and e["reward"][0] == 0 for e in episodes)
-    assert all(e["image"][1:].std() > 10 for e in episodes)       # pictures, not a blank screen
+    assert all(e["image"][1:].std() > 10 for e in episodes)  # pictures, not a blank screen
     summary = json.loads((dataset / collect.RECIPE).read_text())
     assert summary["episodes"] == 5 and summary["hash"] == target().hash
     assert summary["frames"] == 105 and summary["first_job"]["quality"] == "medium"
@@ -150,8 +169,12 @@ def test_foreign_episodes_stay_and_are_refused(dataset, tmp_path):
 
 
 def test_a_job_that_fails_twice(tmp_path):
-    recipe = Recipe("broken", "target", "envs.experts:rollout",
-                    ({"task": TASK, "quality": "perfect", "seed": 0, **ENV},))
+    recipe = Recipe(
+        "broken",
+        "target",
+        "envs.experts:rollout",
+        ({"task": TASK, "quality": "perfect", "seed": 0, **ENV},),
+    )
     with pytest.raises(MachineError, match="episode 0 of broken failed twice.*perfect"):
         make_dataset(recipe, tmp_path / "set", workers=1)
 

@@ -14,8 +14,17 @@ from veorl_tf.data.episodes import scan
 from veorl_tf.run.directory import load_weights
 
 ROOT = Path(__file__).parents[2]
-DATA = ["--configs", "metaworld", "debug", "--task", "metaworld_door_close",
-        "--env.time_limit", "20", "--data.collect_episodes", "2"]
+DATA = [
+    "--configs",
+    "metaworld",
+    "debug",
+    "--task",
+    "metaworld_door_close",
+    "--env.time_limit",
+    "20",
+    "--data.collect_episodes",
+    "2",
+]
 
 
 @pytest.fixture
@@ -39,8 +48,13 @@ def test_help_lists_every_flag(command, capsys):
     assert printed.startswith(f"usage: python -m veorl_tf {command}")
     from veorl_tf.run import commands, table
 
-    keys = {"evaluate": commands.EVALUATE, "export": commands.EXPORT, "table": table.OPTIONS,
-            "inspect": commands.INSPECT, "collect": ["data.collect_quality", "env.camera"]}
+    keys = {
+        "evaluate": commands.EVALUATE,
+        "export": commands.EXPORT,
+        "table": table.OPTIONS,
+        "inspect": commands.INSPECT,
+        "collect": ["data.collect_quality", "env.camera"],
+    }
     assert all(f"--{key} " in printed for key in keys[command])
 
 
@@ -49,10 +63,18 @@ def test_unknown_command(refused):
 
 
 def test_the_command_line_starts_without_tensorflow():
-    code = ("import sys\nfrom veorl_tf.__main__ import main\n"
-            "main(['inspect', 'nowhere'])\nsys.exit('tensorflow' in sys.modules)")
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL,
-                          ).returncode == 0
+    code = (
+        "import sys\nfrom veorl_tf.__main__ import main\n"
+        "main(['inspect', 'nowhere'])\nsys.exit('tensorflow' in sys.modules)"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+        ).returncode
+        == 0
+    )
 
 
 # ----- evaluate ---------------------------------------------------------------------------------
@@ -83,14 +105,17 @@ def test_evaluate_random(run):
     assert {key: scores[key] for key in random} == random
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--checkpoint", "best"], ["no checkpoint 'best'", "stage-model", "update-1-000000006"]),
-    (["--policy", "greedy"], ["--policy greedy", "agent, random"]),
-    (["--episodes", "0"], ["--episodes", "at least 1"]),
-    (["--episods", "3"], ["--episods", "did you mean episodes"]),
-    (["--configs", "metaworld"], ["--configs means nothing"]),
-    (["--videos", "some"], ["--videos", "a whole number"]),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--checkpoint", "best"], ["no checkpoint 'best'", "stage-model", "update-1-000000006"]),
+        (["--policy", "greedy"], ["--policy greedy", "agent, random"]),
+        (["--episodes", "0"], ["--episodes", "at least 1"]),
+        (["--episods", "3"], ["--episods", "did you mean episodes"]),
+        (["--configs", "metaworld"], ["--configs means nothing"]),
+        (["--videos", "some"], ["--videos", "a whole number"]),
+    ],
+)
 def test_evaluate_refuses(run, flags, words, refused):
     line = refused(main, ["evaluate", run.path, *flags])
     assert all(word in line for word in words), line
@@ -114,12 +139,24 @@ def test_export_of_any_checkpoint(run, tmp_path, capsys):
 
     assert main(["export", str(run.path), str(tmp_path / "new")]) == 0
     assert "policy of stage-behavior" in capsys.readouterr().out
-    assert main(["export", str(run.path), str(tmp_path / "old"), "--checkpoint",
-                 checkpoint.stage_name("model")]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(run.path),
+                str(tmp_path / "old"),
+                "--checkpoint",
+                checkpoint.stage_name("model"),
+            ]
+        )
+        == 0
+    )
     same = json.loads((run.policy / "policy.json").read_text())
     assert json.loads((tmp_path / "new" / "policy.json").read_text()) == same
-    new, old, own = (actor(tf.saved_model.load(str(folder)))
-                     for folder in (tmp_path / "new", tmp_path / "old", run.policy))
+    new, old, own = (
+        actor(tf.saved_model.load(str(folder)))
+        for folder in (tmp_path / "new", tmp_path / "old", run.policy)
+    )
     assert np.array_equal(new, own) and not np.array_equal(new, old)
     stored = load_weights(run.path, "stage-model")[0]["actor/out/kernel"]
     assert np.array_equal(old, stored)
@@ -147,7 +184,7 @@ def test_collect_then_inspect(tmp_path, capfd, refused, monkeypatch):
     infos, damaged = scan(out)
     assert [info.length for info in infos] == [11, 11] and not damaged
     before = {p: p.stat().st_mtime_ns for p in out.iterdir()}
-    assert main(argv) == 0                                    # it is there already
+    assert main(argv) == 0  # it is there already
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == before
     assert "another recipe" in refused(main, [*argv, "--data.seed", "1"])
 
@@ -164,16 +201,19 @@ def test_collect_then_inspect(tmp_path, capfd, refused, monkeypatch):
     assert Path("deep/sheet.png").exists()
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["collect", *DATA], ["OUT is missing"]),
-    (["collect", "OUT", "stray", *DATA], ["unexpected argument 'stray'"]),
-    (["collect", "OUT", *DATA, "--data.collect_quality", "best"], ["random, medium, expert"]),
-    (["collect", "OUT", *DATA, "--task", "none"], ["--task none"]),
-    (["collect", "OUT", *DATA, "--task", "metaworld_dor_close"], ["metaworld_door_close"]),
-    (["collect", "OUT", "--task", "metaworld_reach"], ["--configs is missing"]),
-    (["inspect"], ["DIR is missing"]),
-    (["inspect", "OUT"], ["no such directory"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["collect", *DATA], ["OUT is missing"]),
+        (["collect", "OUT", "stray", *DATA], ["unexpected argument 'stray'"]),
+        (["collect", "OUT", *DATA, "--data.collect_quality", "best"], ["random, medium, expert"]),
+        (["collect", "OUT", *DATA, "--task", "none"], ["--task none"]),
+        (["collect", "OUT", *DATA, "--task", "metaworld_dor_close"], ["metaworld_door_close"]),
+        (["collect", "OUT", "--task", "metaworld_reach"], ["--configs is missing"]),
+        (["inspect"], ["DIR is missing"]),
+        (["inspect", "OUT"], ["no such directory"]),
+    ],
+)
 def test_collect_and_inspect_refuse(argv, words, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refused(main, argv)

@@ -16,7 +16,7 @@ from veorl_tf.run.directory import load_weights, open_run
 from veorl_tf.run.evaluate import Evaluator
 
 STAGES = {"veorl": ["abstraction", "model", "behavior"], "dreamerv2": ["model", "behavior"]}
-UPDATES = 6     # of every stage of `debug`
+UPDATES = 6  # of every stage of `debug`
 
 agents = pytest.mark.parametrize("agent", list(STAGES))
 
@@ -73,8 +73,17 @@ def test_every_metric_is_described_and_finite(agent, trained):
     names = {name for line in lines for name in line} - {"step", "stage"}
     assert not [name for name in names if describe(name) is None]
     assert not [(line["step"], k) for line in lines for k, v in line.items() if v is None]
-    assert {"loss/image", "loss/actor", "return", "validation/loss/total", "evaluation/success",
-            "time/updates_per_second", "time/data", "time/update", "time/total"} <= names
+    assert {
+        "loss/image",
+        "loss/actor",
+        "return",
+        "validation/loss/total",
+        "evaluation/success",
+        "time/updates_per_second",
+        "time/data",
+        "time/update",
+        "time/total",
+    } <= names
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps) and steps[-1] == UPDATES * len(STAGES[agent])
 
@@ -83,9 +92,11 @@ def test_every_metric_is_described_and_finite(agent, trained):
 def test_lines_come_when_they_are_due(agent, trained):
     lines = read_metrics(trained(agent).path / "metrics.jsonl")
     for i, stage in enumerate(STAGES[agent]):
+
         def due(name, stage=stage, first=i * UPDATES):
-            return [line["step"] - first for line in lines
-                    if line["stage"] == stage and name in line]
+            return [
+                line["step"] - first for line in lines if line["stage"] == stage and name in line
+            ]
 
         assert due("loss/total") == [2, 4, 6]
         assert due("validation/loss/total") == [4, 6]
@@ -141,8 +152,9 @@ def test_checkpoints_that_are_kept(agent, trained):
 @agents
 def test_each_stage_leaves_the_others_nets_alone(agent, trained):
     run = trained(agent)
-    ends = {stage: load_weights(run.path, checkpoint.stage_name(stage))[0]
-            for stage in STAGES[agent]}
+    ends = {
+        stage: load_weights(run.path, checkpoint.stage_name(stage))[0] for stage in STAGES[agent]
+    }
     assert changed(ends["model"], ends["behavior"]) == {"actor", "critic", "slow_critic"}
     if agent == "veorl":
         # What KL losses below the free nats train may stand still this early.
@@ -154,8 +166,7 @@ def test_each_stage_leaves_the_others_nets_alone(agent, trained):
 def changed(before: dict, after: dict) -> set[str]:
     """Names of the nets in which some weight differs."""
     weights = [path for path in after if not path.startswith(("optimizer/", "loss_scale/"))]
-    return {path.split("/")[0] for path in weights
-            if not np.array_equal(before[path], after[path])}
+    return {path.split("/")[0] for path in weights if not np.array_equal(before[path], after[path])}
 
 
 @agents
@@ -175,15 +186,28 @@ def test_other_flags_are_refused(trained, arguments, refused):
     assert "behavior.gamma 0.99 -> 0.9" in line
 
 
-def test_an_evaluation_that_was_cut_short_is_made_up_for(trained, datadir, tiny_config, tmp_path,
-                                                         monkeypatch):
+def test_an_evaluation_that_was_cut_short_is_made_up_for(
+    trained, datadir, tiny_config, tmp_path, monkeypatch
+):
     trained("dreamerv2")
-    data, = (datadir / "episodes").glob("metaworld_door_close-*")
-    config = tiny_config("metaworld dreamerv2", {
-        "task": "metaworld_door_close", "target_dataset": str(data), "datadir": str(datadir),
-        "logdir": str(tmp_path / "run"), "env.time_limit": 20, "stages.model.updates": 0,
-        "stages.behavior.updates": 3, "log.every": 1, "log.validation_every": 0,
-        "log.video_every": 0, "log.eval_every": 2, "log.final_episodes": 1})
+    (data,) = (datadir / "episodes").glob("metaworld_door_close-*")
+    config = tiny_config(
+        "metaworld dreamerv2",
+        {
+            "task": "metaworld_door_close",
+            "target_dataset": str(data),
+            "datadir": str(datadir),
+            "logdir": str(tmp_path / "run"),
+            "env.time_limit": 20,
+            "stages.model.updates": 0,
+            "stages.behavior.updates": 3,
+            "log.every": 1,
+            "log.validation_every": 0,
+            "log.video_every": 0,
+            "log.eval_every": 2,
+            "log.final_episodes": 1,
+        },
+    )
     evaluate = Evaluator.run
 
     def interrupted(*args):
@@ -192,13 +216,15 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(trained, datadir, tiny_
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "run", interrupted)
-        for _ in range(2):      # once where it is due, once where it is made up for
+        for _ in range(2):  # once where it is due, once where it is made up for
             with pytest.raises(Interrupted):
                 job.run(config, open_run(config, ["x"]), strict=True)
             assert checkpoint.names(tmp_path / "run" / "checkpoints") == ["update-1-000000002"]
     result = job.run(config, open_run(config, ["x"]), strict=True)
-    steps = [(line["step"], "evaluation/return" in line)
-             for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    steps = [
+        (line["step"], "evaluation/return" in line)
+        for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
+    ]
     assert steps == [(1, False), (2, False), (2, True), (3, False)]
     assert result["policy"]["episodes"] == 1 and result["random"]["episodes"] == 5
 

@@ -88,7 +88,7 @@ def test_a_finished_run_keeps_its_configuration(config):
 def test_other_peoples_folders_are_left_alone(config, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    assert open_run(config(), NAMES).config.exists()       # an empty one may be used
+    assert open_run(config(), NAMES).config.exists()  # an empty one may be used
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="other files"):

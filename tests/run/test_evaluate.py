@@ -10,8 +10,15 @@ from veorl_tf.core.errors import MachineError, UserError
 from veorl_tf.run import evaluate
 from veorl_tf.run.evaluate import FIRST_GOAL, Evaluator, Scores, agent_policy, random_policy
 
-SPEC = {"task": "metaworld_door_close", "image_size": 64, "action_repeat": 2, "time_limit": 20,
-        "camera": "corner", "render_quality": "fast", "view": "rows"}
+SPEC = {
+    "task": "metaworld_door_close",
+    "image_size": 64,
+    "action_repeat": 2,
+    "time_limit": 20,
+    "camera": "corner",
+    "render_quality": "fast",
+    "view": "rows",
+}
 EPISODES, DECISIONS, WORKERS = 3, 10, 2
 
 
@@ -106,8 +113,9 @@ def test_stop(evaluator):
 
 def test_random_is_deterministic_and_within_bounds():
     image, first = np.zeros((WORKERS, 64, 64, 3), np.uint8), np.ones(WORKERS, bool)
-    draw = lambda discrete, seed: np.stack([
-        random_policy(6, discrete, seed, WORKERS)(image, first, step) for step in range(200)])
+    draw = lambda discrete, seed: np.stack(
+        [random_policy(6, discrete, seed, WORKERS)(image, first, step) for step in range(200)]
+    )
     for discrete in (False, True):
         actions = draw(discrete, 0)
         assert actions.shape == (200, WORKERS, 6) and actions.dtype == np.float32

@@ -65,9 +65,11 @@ def inputs() -> dict[str, np.ndarray]:
     is_first = np.zeros((STEPS, ROWS), bool)
     is_first[0] = is_first[2, 1] = is_first[4, 2] = True
     base = seeds.graph_seed(SEED, "evaluate")
-    return {"image": rng.integers(0, 256, (STEPS, ROWS, 64, 64, 3), np.uint8),
-            "is_first": is_first,
-            "seed": np.stack([tf.random.fold_in(base, step).numpy() for step in range(STEPS)])}
+    return {
+        "image": rng.integers(0, 256, (STEPS, ROWS, 64, 64, 3), np.uint8),
+        "is_first": is_first,
+        "seed": np.stack([tf.random.fold_in(base, step).numpy() for step in range(STEPS)]),
+    }
 
 
 def live(agent, inputs) -> np.ndarray:
@@ -75,9 +77,12 @@ def live(agent, inputs) -> np.ndarray:
     from veorl_tf.run.evaluate import agent_policy
 
     policy = agent_policy(agent, SEED, ROWS)
-    return np.stack([policy(image, first, step)
-                     for step, (image, first) in enumerate(zip(inputs["image"],
-                                                               inputs["is_first"]))])
+    return np.stack(
+        [
+            policy(image, first, step)
+            for step, (image, first) in enumerate(zip(inputs["image"], inputs["is_first"]))
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +91,12 @@ def elsewhere(exported, inputs, tmp_path_factory) -> dict[str, np.ndarray]:
     folders = [str(folder) for _, _, folder in exported.values()]
     for folder in folders:
         np.savez(folder + ".inputs.npz", **inputs)
-    done = subprocess.run([sys.executable, "-I", "-c", ELSEWHERE, *folders], text=True,
-                          cwd=tmp_path_factory.mktemp("home"), capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ELSEWHERE, *folders],
+        text=True,
+        cwd=tmp_path_factory.mktemp("home"),
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     return {name: np.load(f"{folder}.actions.npy") for name, (_, _, folder) in exported.items()}
 
@@ -103,7 +112,7 @@ def test_the_very_same_actions(name, exported, inputs, elsewhere):
         assert np.array_equal(np.sort(expected, -1)[..., -2:], np.full((STEPS, ROWS, 2), [0, 1]))
     else:
         assert np.abs(expected).max() <= 1
-        assert len(np.unique(expected)) == expected.size      # nothing is constant in it
+        assert len(np.unique(expected)) == expected.size  # nothing is constant in it
 
 
 def test_is_first_forgets(exported, inputs):
@@ -116,17 +125,21 @@ def test_is_first_forgets(exported, inputs):
     assert np.array_equal(changed[2:, 1], expected[2:, 1])
     assert not np.array_equal(changed[:2, 1], expected[:2, 1])
     unmarked = {"is_first": inputs["is_first"] & (np.arange(STEPS) == 0)[:, None]}
-    assert not np.array_equal(live(agent, other | unmarked)[2:, 1],
-                              live(agent, inputs | unmarked)[2:, 1])
+    assert not np.array_equal(
+        live(agent, other | unmarked)[2:, 1], live(agent, inputs | unmarked)[2:, 1]
+    )
 
 
 @pytest.mark.parametrize("name", list(AGENTS))
 def test_what_it_says_of_itself(name, exported):
     agent, config, folder = exported[name]
     policy = json.loads((folder / "policy.json").read_text())
-    assert policy["action"] == {"size": config.action.size, "discrete": config.action.discrete,
-                                "range": [-1.0, 1.0],
-                                "data_bounds": {"low": [-1.0], "high": [1.0]}}
+    assert policy["action"] == {
+        "size": config.action.size,
+        "discrete": config.action.discrete,
+        "range": [-1.0, 1.0],
+        "data_bounds": {"low": [-1.0], "high": [1.0]},
+    }
     assert policy["image"]["shape"] == [64, 64, 3] and policy["image"]["camera"] == "corner"
     assert policy["agent"] == config.agent and policy["seed"] == 3
     statistics = {"gaussian": {"mean", "std"}, "categorical": {"logit"}}[name]

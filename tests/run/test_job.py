@@ -22,9 +22,11 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_train_without_blocks():
     """A fresh process: one line, exit code 2, and no TensorFlow, which takes seconds to load."""
-    code = ("import runpy, sys\nsys.argv = ['train.py']\n"
-            "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "finally:\n    print('tensorflow' in sys.modules)")
+    code = (
+        "import runpy, sys\nsys.argv = ['train.py']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    print('tensorflow' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == "False\n"
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: --configs is missing")
@@ -34,34 +36,43 @@ def test_train_without_blocks():
 BASE = ["--configs", "metaworld", "veorl", "debug"]
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--configs", "metaworl", "veorl"], ["unknown block 'metaworl'", "did you mean metaworld"]),
-    ([*BASE, "--behavior.horizn", "3"], ["--behavior.horizn", "did you mean behavior.horizon"]),
-    ([*BASE, "--horizon", "3"], ["behavior.horizon"]),
-    ([*BASE, "--behavior", "3"], ["--behavior is a group", "behavior.gamma"]),
-    ([*BASE, "--seed", "one"], ["--seed", "a whole number expected", "'one'"]),
-    ([*BASE, "--data.batch", "0.5"], ["--data.batch", "a whole number expected"]),
-    ([*BASE, "--jit", "maybe"], ["--jit", "true or false"]),
-    ([*BASE, "--task", "metaworld_door_clos"], ["--task", "metaworld_door_close"]),
-    ([*BASE, "--task", "atari_pong"], ["--task", "atari_pong"]),
-    ([*BASE, "--env.camera", "corner9"], ["camera", "corner9", "corner2"]),
-    ([*BASE, "--env.time_limit", "501"], ["time_limit", "501", "500"]),
-    ([*BASE, "--env.image_size", "84"], ["--env.image_size 84", "64"]),
-    ([*BASE, "--env.workers", "0"], ["--env.workers 0", "at least 1"]),
-    ([*BASE, "--log.final_episodes", "0"], ["--log.final_episodes 0"]),
-    ([*BASE, "--stages.model.updates", "-1"], ["--stages.model.updates -1"]),
-    ([*BASE, "--behavior.horizon", "1"], ["--behavior.horizon 1", "at least 2"]),
-    ([*BASE, "--precision", "float8"], ["--precision float8", "mixed_bfloat16"]),
-    ([*BASE, "--agent", "dreamer"], ["--agent dreamer", "dreamerv2, veorl"]),
-    ([*BASE, "--v2.latent", "vector"], ["--v2.latent vector", "gaussian, categorical"]),
-    ([*BASE, "--behavior.actor", "onehot"], ["--behavior.actor onehot", "--action.discrete false"]),
-    ([*BASE, "--target_dataset", "nowhere"], ["--target_dataset nowhere", "no such folder"]),
-    ([*BASE, "--source_videos", "nowhere"], ["--source_videos nowhere", "no such folder"]),
-    ([*BASE, "--init_from", "nowhere"], ["nowhere", "not a run directory"]),
-    (["--configs", "veorl", "debug"], ["--task none needs --target_dataset"]),
-    ([*BASE, "stray"], []),
-    (["stray", *BASE], ["unexpected argument 'stray'"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (
+            ["--configs", "metaworl", "veorl"],
+            ["unknown block 'metaworl'", "did you mean metaworld"],
+        ),
+        ([*BASE, "--behavior.horizn", "3"], ["--behavior.horizn", "did you mean behavior.horizon"]),
+        ([*BASE, "--horizon", "3"], ["behavior.horizon"]),
+        ([*BASE, "--behavior", "3"], ["--behavior is a group", "behavior.gamma"]),
+        ([*BASE, "--seed", "one"], ["--seed", "a whole number expected", "'one'"]),
+        ([*BASE, "--data.batch", "0.5"], ["--data.batch", "a whole number expected"]),
+        ([*BASE, "--jit", "maybe"], ["--jit", "true or false"]),
+        ([*BASE, "--task", "metaworld_door_clos"], ["--task", "metaworld_door_close"]),
+        ([*BASE, "--task", "atari_pong"], ["--task", "atari_pong"]),
+        ([*BASE, "--env.camera", "corner9"], ["camera", "corner9", "corner2"]),
+        ([*BASE, "--env.time_limit", "501"], ["time_limit", "501", "500"]),
+        ([*BASE, "--env.image_size", "84"], ["--env.image_size 84", "64"]),
+        ([*BASE, "--env.workers", "0"], ["--env.workers 0", "at least 1"]),
+        ([*BASE, "--log.final_episodes", "0"], ["--log.final_episodes 0"]),
+        ([*BASE, "--stages.model.updates", "-1"], ["--stages.model.updates -1"]),
+        ([*BASE, "--behavior.horizon", "1"], ["--behavior.horizon 1", "at least 2"]),
+        ([*BASE, "--precision", "float8"], ["--precision float8", "mixed_bfloat16"]),
+        ([*BASE, "--agent", "dreamer"], ["--agent dreamer", "dreamerv2, veorl"]),
+        ([*BASE, "--v2.latent", "vector"], ["--v2.latent vector", "gaussian, categorical"]),
+        (
+            [*BASE, "--behavior.actor", "onehot"],
+            ["--behavior.actor onehot", "--action.discrete false"],
+        ),
+        ([*BASE, "--target_dataset", "nowhere"], ["--target_dataset nowhere", "no such folder"]),
+        ([*BASE, "--source_videos", "nowhere"], ["--source_videos nowhere", "no such folder"]),
+        ([*BASE, "--init_from", "nowhere"], ["nowhere", "not a run directory"]),
+        (["--configs", "veorl", "debug"], ["--task none needs --target_dataset"]),
+        ([*BASE, "stray"], []),
+        (["stray", *BASE], ["unexpected argument 'stray'"]),
+    ],
+)
 def test_one_line_says_what_is_wrong(argv, words, refused):
     line = refused(train, argv)
     assert all(word in line for word in words), line
@@ -85,9 +96,11 @@ def test_blocks_without_one_need_data(names, blocks, tmp_path_factory):
 def test_outcome_and_where(tmp_path_factory):
     scores = {"success": 0.85, "return": 1234.5, "episodes": 20}
     result = {"policy": scores, "random": scores | {"success": 0.0}, "dataset": scores}
-    assert outcome(result) == ("policy: success 85%, return 1234 (20 episodes); "
-                               "random: success 0%, return 1234 (20 episodes); "
-                               "dataset: success 85%, return 1234 (20 episodes)")
+    assert outcome(result) == (
+        "policy: success 85%, return 1234 (20 episodes); "
+        "random: success 0%, return 1234 (20 episodes); "
+        "dataset: success 85%, return 1234 (20 episodes)"
+    )
     assert outcome({"updates": 18}) == "18 updates; no simulator, so no evaluation"
     run = RunDirectory(tmp_path_factory.mktemp("my logs") / "run")
     assert str(run.policy) in where(run) and f"--logdir '{run.path}'" in where(run)

@@ -36,12 +36,22 @@ def configured(data, tiny_config):
     tensor in the order in which their buffers come free, so that an unrolled behaviour stage
     differs in the last bit even from itself. In a while loop it does not.
     """
-    base = {"task": "none", "unroll": False, "target_dataset": str(data / "target"),
-            "source_videos": str(data / "source"), "datadir": str(data), "data.validation": 0.2,
-            "stages.(abstraction|model|behavior).updates": 5, "log.every": 1,
-            "log.validation_every": 2, "log.video_every": 5, "log.checkpoint_every": 3}
+    base = {
+        "task": "none",
+        "unroll": False,
+        "target_dataset": str(data / "target"),
+        "source_videos": str(data / "source"),
+        "datadir": str(data),
+        "data.validation": 0.2,
+        "stages.(abstraction|model|behavior).updates": 5,
+        "log.every": 1,
+        "log.validation_every": 2,
+        "log.video_every": 5,
+        "log.checkpoint_every": 3,
+    }
     return lambda logdir, agent="veorl", **more: tiny_config(
-        agent, base | {"logdir": str(logdir)} | more)
+        agent, base | {"logdir": str(logdir)} | more
+    )
 
 
 @pytest.fixture
@@ -70,8 +80,10 @@ def undisturbed(configured, tmp_path_factory) -> RunDirectory:
 
 def lines(directory: RunDirectory) -> list[dict]:
     """Metrics, without what a clock measured."""
-    return [{k: v for k, v in line.items() if not k.startswith("time/")}
-            for line in read_metrics(directory.path / "metrics.jsonl")]
+    return [
+        {k: v for k, v in line.items() if not k.startswith("time/")}
+        for line in read_metrics(directory.path / "metrics.jsonl")
+    ]
 
 
 def weights(directory: RunDirectory, stage: str) -> dict[str, bytes]:
@@ -101,7 +113,7 @@ def test_stopped_in_every_stage(undisturbed, configured, tmp_path, stop_at, capf
         assert weights(directory, stage) == expected
         assert any(path.startswith("optimizer/") for path in expected)
     assert lines(directory) == lines(undisturbed)
-    assert len(lines(directory)) == 15 + 3 * 3       # updates, validations at 2, 4, 5
+    assert len(lines(directory)) == 15 + 3 * 3  # updates, validations at 2, 4, 5
     assert result["training_seconds"] >= 1
 
 
@@ -113,8 +125,9 @@ def test_without_a_simulator(undisturbed):
     assert (undisturbed.policy / "policy.json").exists() and not undisturbed.videos.exists()
 
 
-def test_a_damaged_checkpoint_costs_only_its_updates(undisturbed, configured, tmp_path, stop_at,
-                                                     capfd):
+def test_a_damaged_checkpoint_costs_only_its_updates(
+    undisturbed, configured, tmp_path, stop_at, capfd
+):
     config = configured(tmp_path / "run", "dreamerv2", **{"log.video_every": 0})
     stop_at(4)
     with pytest.raises(Interrupted):
@@ -133,8 +146,11 @@ def test_a_damaged_checkpoint_costs_only_its_updates(undisturbed, configured, tm
 
 def test_init_from(undisturbed, configured, tmp_path, stop_at):
     """Weights come from the other run; training begins at its beginning."""
-    config = configured(tmp_path / "run", init_from=str(undisturbed.path),
-                        **{"stages.(abstraction|model).updates": 0, "actor.lr": 0.0})
+    config = configured(
+        tmp_path / "run",
+        init_from=str(undisturbed.path),
+        **{"stages.(abstraction|model).updates": 0, "actor.lr": 0.0},
+    )
     stop_at(1)
     with pytest.raises(Interrupted):
         run(config, open_run(config, NAMES), strict=True)
@@ -149,10 +165,13 @@ def test_init_from(undisturbed, configured, tmp_path, stop_at):
         run(other, open_run(other, NAMES))
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"data.length": 12}, "13 are needed"),
-    ({"data.source_length": 9}, "10 are needed"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"data.length": 12}, "13 are needed"),
+        ({"data.source_length": 9}, "10 are needed"),
+    ],
+)
 def test_episodes_too_short(configured, tmp_path, change, words):
     config = configured(tmp_path / "run", **change)
     with pytest.raises(UserError, match=words):
@@ -170,8 +189,12 @@ def test_actions_come_from_the_data(configured, tmp_path, stop_at):
     """A robot log with seven numbers per action trains without a flag that says so."""
     for i in range(4):
         save_episode(tmp_path / "robot", random_episode(12, seed=i, action_size=7))
-    config = configured(tmp_path / "run", "dreamerv2", target_dataset=str(tmp_path / "robot"),
-                        **{"log.video_every": 0, "log.validation_every": 0})
+    config = configured(
+        tmp_path / "run",
+        "dreamerv2",
+        target_dataset=str(tmp_path / "robot"),
+        **{"log.video_every": 0, "log.validation_every": 0},
+    )
     stop_at(1)
     with pytest.raises(Interrupted):
         run(config, open_run(config, NAMES), strict=True)

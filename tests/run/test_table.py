@@ -19,10 +19,18 @@ def scores(wins: int, episodes: int, **more) -> dict:
 
 
 def row(agent: str, seed: int, wins: int, task: str = "metaworld_door_close") -> dict:
-    return {"task": task, "agent": agent, "seed": seed, "training_seconds": 1234,
-            "policy": scores(wins, 20, return_error=8.6), "random": scores(1, 100),
-            "dataset": scores(66, 100), "revision": "abc123", "machine": "2 cores of X, Linux",
-            "date": "2026-01-02"}
+    return {
+        "task": task,
+        "agent": agent,
+        "seed": seed,
+        "training_seconds": 1234,
+        "policy": scores(wins, 20, return_error=8.6),
+        "random": scores(1, 100),
+        "dataset": scores(66, 100),
+        "revision": "abc123",
+        "machine": "2 cores of X, Linux",
+        "date": "2026-01-02",
+    }
 
 
 def hypergeometric(won: int, of: int, other_won: int, other_of: int) -> float:
@@ -43,21 +51,32 @@ def test_fisher_by_hand():
     # 3 of 3 against 0 of 3: one table of the 20 that have three wins.
     assert table.fisher(scores(3, 3), scores(0, 3)) == pytest.approx(1 / 20)
     # The issue's bar: 20 episodes against 100 of random without a win.
-    assert table.fisher(scores(4, 20), scores(0, 100)) < 0.001 < table.fisher(
-        scores(3, 20), scores(0, 100))
+    assert (
+        table.fisher(scores(4, 20), scores(0, 100))
+        < 0.001
+        < table.fisher(scores(3, 20), scores(0, 100))
+    )
 
 
 def test_render_lines():
-    text = table.render([row("dreamerv2", 0, 2), row("veorl", 0, 19), row("veorl", 1, 20),
-                         row("veorl", 0, 3, "metaworld_reach")])
+    text = table.render(
+        [
+            row("dreamerv2", 0, 2),
+            row("veorl", 0, 19),
+            row("veorl", 1, 20),
+            row("veorl", 0, 3, "metaworld_reach"),
+        ]
+    )
     lines = text.splitlines()
     assert len(lines) == 2 + (2 + 3) + (2 + 1)
     assert {line.count("|") for line in lines} == {10}
     assert lines[2] == "| metaworld_door_close | random | | 0.01 (1/100) | 100 | | | | |"
     assert lines[3] == "| metaworld_door_close | dataset | | 0.66 (66/100) | 100 | | | | |"
     p = hypergeometric(19, 20, 1, 100)
-    assert lines[5] == (f"| metaworld_door_close | veorl | 0 | 0.95 (19/20) | 100 ± 9 | {p:.1e} | "
-                        f"21 min | `abc123` | 2 cores of X, Linux, 2026-01-02 |")
+    assert lines[5] == (
+        f"| metaworld_door_close | veorl | 0 | 0.95 (19/20) | 100 ± 9 | {p:.1e} | "
+        f"21 min | `abc123` | 2 cores of X, Linux, 2026-01-02 |"
+    )
     assert lines[7].startswith("| metaworld_reach | random ")
 
 
@@ -89,7 +108,8 @@ def project(tmp_path, monkeypatch):
         "if logdir.name.endswith(bad): sys.exit(int(code))\n"
         f"row = json.loads('''{json.dumps(row('', 0, 9))}''')\n"
         "row |= {'task': flags['--task'], 'agent': sys.argv[3], 'seed': int(flags['--seed'])}\n"
-        "(logdir / 'result.json').write_text(json.dumps(row))\n")
+        "(logdir / 'result.json').write_text(json.dumps(row))\n"
+    )
     (tmp_path / "bad").write_text("nothing 0")
     (tmp_path / "README.md").write_text("\n".join(table.MARKS))
     monkeypatch.chdir(tmp_path)
@@ -104,8 +124,9 @@ def test_only_what_is_missing_is_run(project, capsys):
     done.write_text(json.dumps(row("veorl", 0, 20, "metaworld_reach")))
     assert table.table(argv) == 0
     names = (project / "calls").read_text().split()
-    assert names == [f"small-metaworld_reach-{cell}"
-                     for cell in ("dreamerv2-0", "veorl-1", "dreamerv2-1")]
+    assert names == [
+        f"small-metaworld_reach-{cell}" for cell in ("dreamerv2-0", "veorl-1", "dreamerv2-1")
+    ]
     kept = json.loads((project / "results" / f"{names[0]}.json").read_text())
     assert kept["budget"] == "small" and kept["agent"] == "dreamerv2"
     lines = (project / "README.md").read_text().splitlines()
@@ -122,7 +143,8 @@ def test_a_failed_cell_stops_the_table(project, refused):
     line = refused(table.table, ["--tasks", "metaworld_reach"], code=4)
     assert "small-metaworld_reach-dreamerv2-0" in line and "exit code 4" in line
     assert [p.name for p in (project / "results").iterdir()] == [
-        "small-metaworld_reach-veorl-0.json"]
+        "small-metaworld_reach-veorl-0.json"
+    ]
 
 
 def test_without_results(project):
@@ -131,13 +153,15 @@ def test_without_results(project):
 
 
 def test_a_child_gets_the_time_to_save(tmp_path):
-    code = ("import pathlib, signal, sys, time\n"
-            "def save(*_):\n"
-            f"    time.sleep(0.3); pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n"
-            "    sys.exit(143)\n"
-            "signal.signal(signal.SIGTERM, save)\n"
-            f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-            "time.sleep(60)\n")
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        f"    time.sleep(0.3); pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n"
+        "    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
 
     def stop() -> None:
         while not (tmp_path / "ready").exists():

@@ -13,24 +13,29 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SOURCES = ['train.py', 'envs', 'veorl_tf', 'tests', 'benchmarks']
+SOURCES = ["train.py", "envs", "veorl_tf", "tests", "benchmarks"]
 
 
 def requirements(name):
     """The requirements in a file that apply to this Python, {canonical name: Requirement}."""
-    lines = [line.split('#')[0].strip() for line in (ROOT / name).read_text().splitlines()]
-    found = [Requirement(line) for line in lines if line and not line.startswith('-')]
+    lines = [line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith("-")]
     return {canonical(r.name): r for r in found if r.marker is None or r.marker.evaluate()}
 
 
 def canonical(name):
-    return re.sub(r'[-_.]+', '-', name).lower()
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def imported_modules():
     """Top-level names of every import in the project's code, with one file that holds it."""
-    files = [path for source in SOURCES for path in
-             ([ROOT / source] if source.endswith('.py') else sorted((ROOT / source).rglob('*.py')))]
+    files = [
+        path
+        for source in SOURCES
+        for path in (
+            [ROOT / source] if source.endswith(".py") else sorted((ROOT / source).rglob("*.py"))
+        )
+    ]
     found = {}
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -41,7 +46,7 @@ def imported_modules():
             else:
                 continue
             for name in names:
-                found.setdefault(name.split('.')[0], path.relative_to(ROOT))
+                found.setdefault(name.split(".")[0], path.relative_to(ROOT))
     return found
 
 
@@ -49,70 +54,76 @@ def installed_modules():
     """{top-level module: names of the installed packages with files in it}."""
     found = {}  # importlib.metadata.packages_distributions() misses NumPy under Python 3.10
     for package in importlib.metadata.distributions():
-        name = canonical(package.metadata['Name'])
-        for top in {path.parts[0].removesuffix('.py') for path in package.files or []}:
+        name = canonical(package.metadata["Name"])
+        for top in {path.parts[0].removesuffix(".py") for path in package.files or []}:
             found.setdefault(top, set()).add(name)
     return found
 
 
 def test_every_import_is_a_pinned_requirement():
-    own = {'veorl_tf', 'envs', 'tests', 'train'}
+    own = {"veorl_tf", "envs", "tests", "train"}
     providers = installed_modules()
-    pinned = set(requirements('requirements.txt')) | {'packaging'}  # pytest's own dependency
+    pinned = set(requirements("requirements.txt")) | {"packaging"}  # pytest's own dependency
     missing = {}
     for module, path in imported_modules().items():
         if module in own or module in sys.stdlib_module_names:
             continue
         if not pinned & providers.get(module, set()):
             missing[module] = str(path)
-    assert not missing, f'imported, but not in requirements.txt: {missing}'
+    assert not missing, f"imported, but not in requirements.txt: {missing}"
 
 
-@pytest.mark.parametrize('name', ['requirements.txt', 'requirements-lock.txt'])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-lock.txt"])
 def test_pins_are_exact_and_installed(name):
     wrong = []
     for package, requirement in requirements(name).items():
-        assert re.fullmatch(r'==[^*,]+', str(requirement.specifier)), f'not pinned: {requirement}'
+        assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), f"not pinned: {requirement}"
         try:
             installed = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            if name == 'requirements.txt':
-                wrong.append(f'{package} is not installed')
+            if name == "requirements.txt":
+                wrong.append(f"{package} is not installed")
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(f'{requirement}, installed {installed}')
+            wrong.append(f"{requirement}, installed {installed}")
     assert not wrong
 
 
 def run_setup(tmp_path, *options, python_version=None):
     """Runs tools/setup.sh in a folder with a space, where only basic tools and no Python exist."""
-    project = tmp_path / 'a folder'
-    shutil.copytree(ROOT / 'tools', project / 'tools')
-    tools = tmp_path / 'bin'
+    project = tmp_path / "a folder"
+    shutil.copytree(ROOT / "tools", project / "tools")
+    tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ['bash', 'cat', 'df', 'dirname', 'flock', 'head', 'id', 'mkdir', 'tail']:
+    for tool in ["bash", "cat", "df", "dirname", "flock", "head", "id", "mkdir", "tail"]:
         tools.joinpath(tool).symlink_to(shutil.which(tool))
     if python_version:
-        fake = tools / 'python3'
+        fake = tools / "python3"
         fake.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "Python {python_version}"\n')
         fake.chmod(0o755)
-    environment = {**os.environ, 'PATH': str(tools), 'CDPATH': '/', 'PYTHON': ''}
-    return subprocess.run([shutil.which('bash'), str(project / 'tools' / 'setup.sh'), *options],
-                          env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "PATH": str(tools), "CDPATH": "/", "PYTHON": ""}
+    return subprocess.run(
+        [shutil.which("bash"), str(project / "tools" / "setup.sh"), *options],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-@pytest.mark.parametrize('version, words', [('3.8.10', 'found Python 3.8.10'), (None, 'found')])
+@pytest.mark.parametrize("version, words", [("3.8.10", "found Python 3.8.10"), (None, "found")])
 def test_unsuitable_python_is_one_clear_line(tmp_path, version, words):
     done = run_setup(tmp_path, python_version=version)
     assert done.returncode == 4
     [line] = done.stderr.splitlines()
-    assert line.startswith('setup: error: needs a 64-bit Python >= 3.10 and < 3.14')
+    assert line.startswith("setup: error: needs a 64-bit Python >= 3.10 and < 3.14")
     assert words in line
-    assert not (tmp_path / 'a folder' / '.venv' / 'bin').exists()
+    assert not (tmp_path / "a folder" / ".venv" / "bin").exists()
 
 
 def test_unknown_option_shows_the_known_ones(tmp_path):
-    done = run_setup(tmp_path, '--gpu')
+    done = run_setup(tmp_path, "--gpu")
     assert done.returncode == 2
-    assert '--gpu' in done.stderr and '--rootless-rendering' in done.stderr
-    assert not (tmp_path / 'a folder' / '.venv').exists()
+    assert "--gpu" in done.stderr and "--rootless-rendering" in done.stderr
+    assert not (tmp_path / "a folder" / ".venv").exists()

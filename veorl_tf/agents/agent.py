@@ -50,11 +50,22 @@ class Agent:
         width = trunk.feature_size
         decoder = self.add(Decoder("image", width, *sizes))
         reward = self.add(self.make_mlp("reward", width, config.v2.reward_layers, 1))
-        discount = (self.add(self.make_mlp("discount", width, config.v2.discount_layers, 1))
-                    if config.v2.discount_head else None)
+        discount = (
+            self.add(self.make_mlp("discount", width, config.v2.discount_layers, 1))
+            if config.v2.discount_head
+            else None
+        )
         self.model = WorldModel(
-            encoder, trunk, decoder, reward, discount, gamma=config.behavior.gamma,
-            reward_map=config.data.reward, free=config.kl.free, balance=config.kl.balance)
+            encoder,
+            trunk,
+            decoder,
+            reward,
+            discount,
+            gamma=config.behavior.gamma,
+            reward_map=config.data.reward,
+            free=config.kl.free,
+            balance=config.kl.balance,
+        )
         self.create_behavior(width)
 
     def create_behavior(self, width: int) -> None:
@@ -65,9 +76,20 @@ class Agent:
         critic = self.add(self.make_mlp("critic", width, config.v2.critic_layers, 1))
         slow = self.add(self.make_mlp("slow_critic", width, config.v2.critic_layers, 1))
         self.learner = ImaginedActorCritic(
-            self, actor, critic, slow, action, indexing=keys.indexing, horizon=keys.horizon,
-            lambda_=keys["lambda"], gradient=keys.gradient, mix=keys.mix, entropy=keys.entropy,
-            slow_every=keys.slow_every, unroll=config.unroll)
+            self,
+            actor,
+            critic,
+            slow,
+            action,
+            indexing=keys.indexing,
+            horizon=keys.horizon,
+            lambda_=keys["lambda"],
+            gradient=keys.gradient,
+            mix=keys.mix,
+            entropy=keys.entropy,
+            slow_every=keys.slow_every,
+            unroll=config.unroll,
+        )
 
     def add(self, net: Net) -> Any:
         self.nets[net.name] = net
@@ -75,8 +97,17 @@ class Agent:
 
     def make_rssm(self, name: str, action: int, embed: int) -> RSSM:
         sizes = self.config.v2
-        return RSSM(name, action, embed, sizes.deter, sizes.hidden, self.latent,
-                    sizes.activation, self.config.unroll, self.config.precision)
+        return RSSM(
+            name,
+            action,
+            embed,
+            sizes.deter,
+            sizes.hidden,
+            self.latent,
+            sizes.activation,
+            self.config.unroll,
+            self.config.precision,
+        )
 
     def make_mlp(self, name: str, width: int, layers: int, out: int) -> MLP:
         sizes = self.config.v2
@@ -90,8 +121,9 @@ class Agent:
     def group(self, stage: str, name: str, *nets: str) -> Adam:
         """The optimiser of group `name` (its keys in the configuration) over the named nets."""
         keys = self.config[name]
-        return Adam(f"{stage}/{name}", self.weights(*nets), keys.lr, keys.eps, keys.clip,
-                    keys.decay)
+        return Adam(
+            f"{stage}/{name}", self.weights(*nets), keys.lr, keys.eps, keys.clip, keys.decay
+        )
 
     def loss_scale(self, stage: str) -> LossScale:
         return LossScale(stage, self.config.precision == "mixed_float16")
@@ -107,8 +139,14 @@ class Agent:
         """The stages of training, in order."""
         raise NotImplementedError("stages() -> list[Stage]")
 
-    def policy(self, image: tf.Tensor, is_first: tf.Tensor, state: State, seed: tf.Tensor,
-               sample: bool = False) -> tuple[tf.Tensor, State]:
+    def policy(
+        self,
+        image: tf.Tensor,
+        is_first: tf.Tensor,
+        state: State,
+        seed: tf.Tensor,
+        sample: bool = False,
+    ) -> tuple[tf.Tensor, State]:
         """Acts on `image [B, 64, 64, 3]` uint8; rows where `is_first [B]` start from zeros.
 
         `state` is `initial(B)` or what the last call returned (it holds the action taken); the
@@ -116,14 +154,20 @@ class Agent:
         actions `[B, A]` in [-1, 1] or one-hot, and the next state, float32 in any precision.
         """
         keep = 1.0 - tf.cast(is_first, tf.float32)
-        masked = {k: v * tf.cast(tf.reshape(keep, [-1] + [1] * (len(v.shape) - 1)), v.dtype)
-                  for k, v in state.items()}
+        masked = {
+            k: v * tf.cast(tf.reshape(keep, [-1] + [1] * (len(v.shape) - 1)), v.dtype)
+            for k, v in state.items()
+        }
         latent_seed, action_seed, hook_seed = split_seed(seed, 3)
         count = tf.shape(image)[0]
         rssm, actor = self.model.rssm, self.learner.actor
         latent = {k: v for k, v in masked.items() if k != "action"}
-        latent = rssm.observe_step(latent, masked["action"], self.model.encoder(preprocess(image)),
-                                   rssm.latent.noise(latent_seed, [count]))
+        latent = rssm.observe_step(
+            latent,
+            masked["action"],
+            self.model.encoder(preprocess(image)),
+            rssm.latent.noise(latent_seed, [count]),
+        )
         dist = self.learner.action
         stats = dist.stats(actor(self.features((), latent, hook_seed).actor))
         noise = dist.noise(action_seed, [count])
@@ -132,18 +176,31 @@ class Agent:
 
     def initial(self, batch) -> State:
         """The policy's state before the first frame of `batch` episodes."""
-        return as_float32({**self.model.rssm.initial(batch),
-                           "action": tf.zeros([batch, self.action_space.size])})
+        return as_float32(
+            {**self.model.rssm.initial(batch), "action": tf.zeros([batch, self.action_space.size])}
+        )
 
     def report(self, stage: str, batches, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Videos `[T, H, W, 3]` and pictures `[H, W, 3]` in [0, 1], by name, of some windows."""
         batch = batches["target"]
         embed = self.model.encoder(preprocess(batch["image"]))
-        return {"open_loop/trunk": self.open_loop(
-            self.model.rssm, self.model.decoder, embed, batch["action"], batch["image"], seed)}
+        return {
+            "open_loop/trunk": self.open_loop(
+                self.model.rssm, self.model.decoder, embed, batch["action"], batch["image"], seed
+            )
+        }
 
-    def open_loop(self, rssm: RSSM, decoder: Decoder, embed, action, image, seed,
-                  context: int = 5, columns: int = 4) -> tf.Tensor:
+    def open_loop(
+        self,
+        rssm: RSSM,
+        decoder: Decoder,
+        embed,
+        action,
+        image,
+        seed,
+        context: int = 5,
+        columns: int = 4,
+    ) -> tf.Tensor:
         """Truth, prediction and error from top to bottom, `[T, 3 H, columns * W, 3]` in [0, 1].
 
         The first `context` frames are reconstructions, the rest is imagined from the actions alone.

@@ -18,17 +18,17 @@ class Inputs(NamedTuple):
 
     actor: tf.Tensor
     critic: tf.Tensor
-    carry: Any             # kept by the hook for its next call (an empty tuple if it keeps nothing)
-    extras: dict           # named tensors that the hook wants back in the trajectory
+    carry: Any  # kept by the hook for its next call (an empty tuple if it keeps nothing)
+    extras: dict  # named tensors that the hook wants back in the trajectory
 
 
 class Trajectory(NamedTuple):
     """An imagined rollout of n states, time first."""
 
-    state: State           # [n, N, ...]  s_0 ... s_{n-1}
-    inputs: Inputs         # [n, N, ...]
-    action: tf.Tensor      # [n-1, N, A]  action[t] was chosen in state t
-    policy: dict           # [n-1, N, ...] statistics of the actor in state t
+    state: State  # [n, N, ...]  s_0 ... s_{n-1}
+    inputs: Inputs  # [n, N, ...]
+    action: tf.Tensor  # [n-1, N, A]  action[t] was chosen in state t
+    policy: dict  # [n-1, N, ...] statistics of the actor in state t
 
 
 class Imagination(Protocol):
@@ -75,9 +75,23 @@ class ImaginedActorCritic:
     """DreamerV2's behaviour learner. `actor`, `critic`, `slow` are MLPs, `action` the actor's
     distribution; the numbers are those of the configuration's `behavior` keys."""
 
-    def __init__(self, model: Imagination, actor: MLP, critic: MLP, slow: MLP, action, *,
-                 indexing: str, horizon: int, lambda_: float, gradient: str, mix: float,
-                 entropy: float, slow_every: int, unroll: bool):
+    def __init__(
+        self,
+        model: Imagination,
+        actor: MLP,
+        critic: MLP,
+        slow: MLP,
+        action,
+        *,
+        indexing: str,
+        horizon: int,
+        lambda_: float,
+        gradient: str,
+        mix: float,
+        entropy: float,
+        slow_every: int,
+        unroll: bool,
+    ):
         if horizon < 3:
             raise UserError(f"--behavior.horizon {horizon}: at least 3")
         self.model, self.action = model, action
@@ -99,9 +113,11 @@ class ImaginedActorCritic:
         steps = self.horizon - 1 + self.indexing.extra_state
         count = start["deter"].shape[0]
         seeds = split_seed(seed, 4)
-        noise = (self.model.latent_noise(seeds[0], [steps, count]),
-                 self.action.noise(seeds[1], [steps, count]),
-                 tf.random.split(seeds[2], steps))
+        noise = (
+            self.model.latent_noise(seeds[0], [steps, count]),
+            self.action.noise(seeds[1], [steps, count]),
+            tf.random.split(seeds[2], steps),
+        )
         first = self.model.features((), start, seeds[3])
 
         def step(carry, noise):
@@ -117,7 +133,8 @@ class ImaginedActorCritic:
         none = self.action.mode(blank)
         states, inputs, action, policy = scan(step, (start, first, none, blank), noise, self.unroll)
         with_first = lambda one, rest: tf.nest.map_structure(
-            lambda a, b: tf.concat([a[None], b], 0), one, rest)
+            lambda a, b: tf.concat([a[None], b], 0), one, rest
+        )
         return Trajectory(with_first(start, states), with_first(first, inputs), action, policy)
 
     def losses(self, start: State, seed: tf.Tensor, start_discount=None):
@@ -138,8 +155,10 @@ class ImaginedActorCritic:
         actor = self._actor_loss(rollout, target, weight, entropy, value)
         critic, predicted = self._critic_loss(rollout, target, weight)
         metrics |= {
-            "actor_entropy": global_mean(entropy), "return": global_mean(target),
-            "value": global_mean(predicted), "imagined_reward": global_mean(reward),
+            "actor_entropy": global_mean(entropy),
+            "return": global_mean(target),
+            "value": global_mean(predicted),
+            "imagined_reward": global_mean(reward),
             "return_std": tf.math.reduce_std(target),
         }
         return {"actor": actor, "critic": critic}, metrics
@@ -150,8 +169,11 @@ class ImaginedActorCritic:
         objective = target[shift:]
         if self.gradient in ("reinforce", "both"):
             inputs = tf.stop_gradient(rollout.inputs.critic[:terms])
-            baseline = (slow_value[:terms] if self.indexing.slow_baseline
-                        else tf.squeeze(self.critic(inputs), -1))
+            baseline = (
+                slow_value[:terms]
+                if self.indexing.slow_baseline
+                else tf.squeeze(self.critic(inputs), -1)
+            )
             policy = {k: v[:terms] for k, v in rollout.policy.items()}
             action = tf.stop_gradient(rollout.action[:terms])
             advantage = tf.stop_gradient(objective - baseline)

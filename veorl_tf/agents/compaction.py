@@ -6,10 +6,10 @@ import tensorflow as tf
 
 
 class Jumps(NamedTuple):
-    code: tf.Tensor      # [B, K] int32, the code of run r (0 where not valid)
-    frame: tf.Tensor     # [B, K] int32, the frame in which run r ends (0 where not valid)
-    mask: tf.Tensor      # [B, K] float32, 1 for r < number of runs
-    runs: tf.Tensor      # [B] int32, the number of runs before any were dropped
+    code: tf.Tensor  # [B, K] int32, the code of run r (0 where not valid)
+    frame: tf.Tensor  # [B, K] int32, the frame in which run r ends (0 where not valid)
+    mask: tf.Tensor  # [B, K] float32, 1 for r < number of runs
+    runs: tf.Tensor  # [B] int32, the number of runs before any were dropped
 
 
 def compact(index: tf.Tensor, slots: int) -> Jumps:

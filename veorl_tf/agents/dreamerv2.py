@@ -11,7 +11,6 @@ from veorl_tf.agents.world_model import flat_states
 
 
 class DreamerV2(Agent):
-
     def stages(self) -> list[Stage]:
         return [self.model_stage(), self.behavior_stage()]
 
@@ -19,22 +18,35 @@ class DreamerV2(Agent):
         config = self.config
         nets = ["encoder", "trunk", "image", "reward"]
         nets += ["discount"] if config.v2.discount_head else []
-        scales = {"image": config.scale.image, "reward": config.scale.reward,
-                  "kl": config.kl.scale, "discount": config.scale.discount}
+        scales = {
+            "image": config.scale.image,
+            "reward": config.scale.reward,
+            "kl": config.kl.scale,
+            "discount": config.scale.discount,
+        }
         return Stage(
-            name="model", losses=self.model_losses, streams={"target": self.target_stream()},
+            name="model",
+            losses=self.model_losses,
+            streams={"target": self.target_stream()},
             scales={name: scales[name] for name in self.model.loss_names},
             groups={"model": self.group("model", "model", *nets)},
-            loss_scale=self.loss_scale("model"))
+            loss_scale=self.loss_scale("model"),
+        )
 
     def behavior_stage(self) -> Stage:
         return Stage(
-            name="behavior", losses=self.behavior_losses, streams={"target": self.target_stream()},
+            name="behavior",
+            losses=self.behavior_losses,
+            streams={"target": self.target_stream()},
             scales={"actor": 1.0, "critic": 1.0},
-            groups={"actor": self.group("behavior", "actor", "actor"),
-                    "critic": self.group("behavior", "critic", "critic")},
+            groups={
+                "actor": self.group("behavior", "actor", "actor"),
+                "critic": self.group("behavior", "critic", "critic"),
+            },
             loss_scale=self.loss_scale("behavior"),
-            before_update=self.learner.copy_slow, evaluates=True)
+            before_update=self.learner.copy_slow,
+            evaluates=True,
+        )
 
     def target_stream(self) -> Stream:
         keys = ("image", "action", "reward", "discount")

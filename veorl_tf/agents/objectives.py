@@ -24,11 +24,10 @@ def balanced_kl(latent, posterior, prior, free: float, balance: float, mask=None
     Returns the loss and the mean KL in nats. While the mean is under `free`, nothing is trained.
     """
     keys = latent.shapes
-    stats = lambda state, stop: {
-        k: tf.stop_gradient(state[k]) if stop else state[k] for k in keys}
+    stats = lambda state, stop: {k: tf.stop_gradient(state[k]) if stop else state[k] for k in keys}
     to_posterior = global_mean(latent.kl(stats(posterior, False), stats(prior, True)), mask)
     to_prior = global_mean(latent.kl(stats(posterior, True), stats(prior, False)), mask)
-    loss = (balance * tf.maximum(free, to_prior) + (1 - balance) * tf.maximum(free, to_posterior))
+    loss = balance * tf.maximum(free, to_prior) + (1 - balance) * tf.maximum(free, to_posterior)
     return loss, tf.stop_gradient(to_prior)
 
 

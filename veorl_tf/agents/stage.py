@@ -15,9 +15,9 @@ Batches = Mapping[str, Mapping[str, tf.Tensor]]
 class Stream:
     """A named stream of windows: from which dataset, how long, and which arrays."""
 
-    dataset: str                     # "target" or "source"
-    length: int                      # frames per window
-    keys: tuple[str, ...]            # "image", "action", "reward", "discount"
+    dataset: str  # "target" or "source"
+    length: int  # frames per window
+    keys: tuple[str, ...]  # "image", "action", "reward", "discount"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from veorl_tf.nets.vision import Decoder, Encoder, image_error, preprocess
 
 
 class VeoRL(DreamerV2):
-
     # ----- nets --------------------------------------------------------------------------------
 
     def create(self) -> None:
@@ -31,12 +30,14 @@ class VeoRL(DreamerV2):
         embed, width = self.model.encoder.size, self.model.rssm.feature_size
         sizes = (self.config.v2.depth, precision, self.config.v2.activation)
         self.encoder_ban = self.add(Encoder("encoder_ban", *sizes))
-        self.ban = self.add(BehaviorAbstraction(
-            "ban", embed, keys.ban_units, keys.codes, keys.code_size, keys.commitment, precision))
+        self.ban = self.add(
+            BehaviorAbstraction(
+                "ban", embed, keys.ban_units, keys.codes, keys.code_size, keys.commitment, precision
+            )
+        )
         self.plan = self.add(self.make_rssm("plan", keys.code_size, embed))
         self.plan_decoder = self.add(Decoder("image_latent", width, *sizes))
-        self.cloner = self.add(MLP(
-            "bc", width, width // 2, 1, keys.code_size, "relu", precision))
+        self.cloner = self.add(MLP("bc", width, width // 2, 1, keys.code_size, "relu", precision))
 
     def create_behavior(self, width: int) -> None:
         """Actor and critic see the state and a behaviour code."""
@@ -51,13 +52,21 @@ class VeoRL(DreamerV2):
         data, keys = self.config.data, self.config.veorl
         nets = ("encoder_ban", "ban", "plan", "image")
         return Stage(
-            name="abstraction", losses=self.abstraction_losses,
-            streams={"target": self.target_stream(),
-                     "source": Stream("source", data.source_length, ("image",))},
-            scales={"image": self.config.scale.image, "kl": self.config.kl.scale,
-                    "vq": keys.vq_scale, "mmd": keys.mmd_scale},
+            name="abstraction",
+            losses=self.abstraction_losses,
+            streams={
+                "target": self.target_stream(),
+                "source": Stream("source", data.source_length, ("image",)),
+            },
+            scales={
+                "image": self.config.scale.image,
+                "kl": self.config.kl.scale,
+                "vq": keys.vq_scale,
+                "mmd": keys.mmd_scale,
+            },
             groups={"model": self.group("abstraction", "model", *nets)},
-            loss_scale=self.loss_scale("abstraction"))
+            loss_scale=self.loss_scale("abstraction"),
+        )
 
     def model_stage(self) -> Stage:
         data, keys = self.config.data, self.config.veorl
@@ -67,17 +76,26 @@ class VeoRL(DreamerV2):
         kl = keys.plan_kl_scale * self.config.kl.scale
         scales = {"mmd": keys.mmd_scale}
         for domain in ("target", "source"):
-            scales |= {f"plan_image_{domain}": keys.plan_image_scale, f"plan_kl_{domain}": kl,
-                       f"bc_{domain}": keys.bc_scale}
+            scales |= {
+                f"plan_image_{domain}": keys.plan_image_scale,
+                f"plan_kl_{domain}": kl,
+                f"bc_{domain}": keys.bc_scale,
+            }
         if keys.bc_on_trunk:
             scales["bc_trunk"] = keys.bc_scale
         return Stage(
-            name="model", losses=self.model_losses, begin=self.begin_model,
-            streams={**trunk.streams,
-                     "target_long": Stream("target", data.long_length, ("image",)),
-                     "source": Stream("source", data.source_length, ("image",))},
+            name="model",
+            losses=self.model_losses,
+            begin=self.begin_model,
+            streams={
+                **trunk.streams,
+                "target_long": Stream("target", data.long_length, ("image",)),
+                "source": Stream("source", data.source_length, ("image",)),
+            },
             scales={**trunk.scales, **scales},
-            groups={"model": self.group("model", "model", *nets)}, loss_scale=trunk.loss_scale)
+            groups={"model": self.group("model", "model", *nets)},
+            loss_scale=trunk.loss_scale,
+        )
 
     def begin_model(self) -> None:
         """Encoder and plan decoder start from what stage 1 learnt; the BAN is frozen from here."""
@@ -102,8 +120,9 @@ class VeoRL(DreamerV2):
         codes = self.ban(target)
         posterior, prior = self.plan.observe(target[:, 1:], codes.code, seed)
         reconstruction = self.model.decoder(self.plan.features(posterior))
-        kl, nats = balanced_kl(self.latent, posterior, prior, self.config.kl.free,
-                               self.config.kl.balance)
+        kl, nats = balanced_kl(
+            self.latent, posterior, prior, self.config.kl.free, self.config.kl.balance
+        )
         terms = {
             "image": global_mean(image_error(reconstruction, image[:, 1:])),
             "kl": kl,
@@ -130,8 +149,10 @@ class VeoRL(DreamerV2):
     def model_losses(self, batches, seed: tf.Tensor):
         trunk_seed, target_seed, source_seed = split_seed(seed, 3)
         terms, posterior, metrics = self.model.losses(batches["target"], trunk_seed)
-        slots = {"target_long": min(self.config.data.length, self.config.data.long_length - 1),
-                 "source": self.config.data.source_length - 1}
+        slots = {
+            "target_long": min(self.config.data.length, self.config.data.long_length - 1),
+            "source": self.config.data.source_length - 1,
+        }
         embeds = {}
         for stream, stream_seed in (("target_long", target_seed), ("source", source_seed)):
             domain = stream.split("_")[0]
@@ -161,15 +182,22 @@ class VeoRL(DreamerV2):
         embed = packing.unpack(self.model.encoder(frames))
         posterior, prior = self.plan.observe(embed, codes, seed)
         features = self.plan.features(posterior)
-        kl, nats = balanced_kl(self.latent, posterior, prior, self.config.kl.free,
-                               self.config.kl.balance, mask)
+        kl, nats = balanced_kl(
+            self.latent, posterior, prior, self.config.kl.free, self.config.kl.balance, mask
+        )
         error = packing.unpack(image_error(self.plan_decoder(packing.pack(features)), frames))
         cloned = self.cloner(tf.stop_gradient(features[:, :-1]))
         miss = tf.reduce_mean(tf.square(cloned - codes[:, 1:]), -1)
-        terms = {"plan_image": global_mean(mask * error), "plan_kl": kl,
-                 "bc": global_mean(miss, mask[:, 1:])}
-        metrics = {"plan_kl_nats": nats, "plan_image_per_frame": global_mean(error, mask),
-                   "runs": global_mean(jumps.runs)}
+        terms = {
+            "plan_image": global_mean(mask * error),
+            "plan_kl": kl,
+            "bc": global_mean(miss, mask[:, 1:]),
+        }
+        metrics = {
+            "plan_kl_nats": nats,
+            "plan_image_per_frame": global_mean(error, mask),
+            "runs": global_mean(jumps.runs),
+        }
         return terms, metrics, (embed, mask)
 
     def trunk_cloning_loss(self, image: tf.Tensor, posterior: State) -> tf.Tensor:
@@ -187,8 +215,11 @@ class VeoRL(DreamerV2):
         codes = self.ban(embed)
         pictures = {"codebook": codebook_picture(codes.index, image, self.config.veorl.codes)}
         if stage == "abstraction":
-            return pictures | {"open_loop/plan": self.open_loop(
-                self.plan, self.model.decoder, embed[:, 1:], codes.code, image[:, 1:], seed)}
+            return pictures | {
+                "open_loop/plan": self.open_loop(
+                    self.plan, self.model.decoder, embed[:, 1:], codes.code, image[:, 1:], seed
+                )
+            }
         if stage == "model":
             long = batches["target_long"]["image"]
             jumps = compact(self.label(long), min(self.config.data.length, long.shape[1] - 1))
@@ -196,8 +227,13 @@ class VeoRL(DreamerV2):
             frames = take_frames(long, jumps) * shown
             code = self.ban.codebook.lookup(jumps.code) * jumps.mask[..., None]
             pictures["open_loop/plan"] = self.open_loop(
-                self.plan, self.plan_decoder, self.model.encoder(preprocess(frames)), code, frames,
-                seed)
+                self.plan,
+                self.plan_decoder,
+                self.model.encoder(preprocess(frames)),
+                code,
+                frames,
+                seed,
+            )
         return pictures | super().report(stage, batches, seed)
 
     # ----- stage 3: hooks of the behaviour learner ---------------------------------------------
@@ -223,9 +259,11 @@ class VeoRL(DreamerV2):
         deter = tf.cast(reached["deter"], tf.float32) - tf.cast(planned["deter"], tf.float32)
         distance = safe_norm(tf.concat([stoch, deter], -1))
         intrinsic = tf.pad(-distance, [[1, 0], [0, 0]])
-        metrics |= {"intrinsic_reward": tf.reduce_mean(intrinsic),
-                    "plan_distance_stoch": tf.reduce_mean(safe_norm(stoch)),
-                    "plan_distance_deter": tf.reduce_mean(safe_norm(deter))}
+        metrics |= {
+            "intrinsic_reward": tf.reduce_mean(intrinsic),
+            "plan_distance_stoch": tf.reduce_mean(safe_norm(stoch)),
+            "plan_distance_deter": tf.reduce_mean(safe_norm(deter)),
+        }
         return extrinsic + self.config.veorl.intrinsic_scale * intrinsic, metrics
 
     def plan_step(self, state: State, code: tf.Tensor, seed: tf.Tensor) -> State:
@@ -256,12 +294,15 @@ def codebook_picture(index: tf.Tensor, image: tf.Tensor, entries: int, shown: in
     shape, label, columns = frames.shape[2:], tf.reshape(index, [-1]), min(10, entries)
     counts = tf.math.unsorted_segment_sum(tf.ones_like(label), label, entries)
     order = tf.argsort(counts, direction="DESCENDING", stable=True)[:shown]
-    mean = lambda x: tf.gather(tf.math.unsorted_segment_mean(
-        tf.reshape(x, [-1, *shape]), label, entries), order)
+    mean = lambda x: tf.gather(
+        tf.math.unsorted_segment_mean(tf.reshape(x, [-1, *shape]), label, entries), order
+    )
     before, after = mean(frames[:, :-1]), mean(frames[:, 1:])
     change = tf.clip_by_value(0.5 + 4 * (after - before), 0, 1)
     change = tf.where(tf.gather(counts, order)[:, None, None, None] > 0, change, 0)
-    cells = tf.pad(tf.concat([before, after, change], 1),
-                   [[0, -min(shown, entries) % columns], [0, 4], [0, 0], [0, 0]])
+    cells = tf.pad(
+        tf.concat([before, after, change], 1),
+        [[0, -min(shown, entries) % columns], [0, 4], [0, 0], [0, 0]],
+    )
     lines = tf.reshape(cells, [-1, columns, *cells.shape[1:]])
     return tf.reshape(tf.transpose(lines, [0, 2, 1, 3, 4]), [-1, columns * shape[1], 3])

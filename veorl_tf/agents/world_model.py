@@ -15,9 +15,19 @@ class WorldModel:
     `reward_map` (`identity` or `tanh`) is applied to the data's rewards.
     """
 
-    def __init__(self, encoder: Encoder, rssm: RSSM, decoder: Decoder, reward: MLP,
-                 discount: MLP | None, *, gamma: float, reward_map: str, free: float,
-                 balance: float):
+    def __init__(
+        self,
+        encoder: Encoder,
+        rssm: RSSM,
+        decoder: Decoder,
+        reward: MLP,
+        discount: MLP | None,
+        *,
+        gamma: float,
+        reward_map: str,
+        free: float,
+        balance: float,
+    ):
         self.encoder, self.rssm, self.decoder = encoder, rssm, decoder
         self.reward_head, self.discount_head = reward, discount
         self.gamma, self.free, self.balance = gamma, free, balance

@@ -34,17 +34,17 @@ def write_npz(
 ) -> None:
     """Write named arrays in the order given. Raises TypeError for an array of Python objects."""
     method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
-    with zipfile.ZipFile(file, 'w', method, allowZip64=True) as archive:
+    with zipfile.ZipFile(file, "w", method, allowZip64=True) as archive:
         for name, array in arrays.items():
             array = np.asanyarray(array)
             if array.dtype.hasobject:
                 raise TypeError(
-                    f'array {name!r} holds Python objects (dtype {array.dtype}); numbers expected'
+                    f"array {name!r} holds Python objects (dtype {array.dtype}); numbers expected"
                 )
-            info = zipfile.ZipInfo(f'{name}.npy', _EPOCH)
+            info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
             info.compress_type = method
             info.external_attr = 0o644 << 16
-            with archive.open(info, 'w', force_zip64=True) as member:
+            with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
@@ -56,7 +56,7 @@ def npz_headers(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]
     headers = {}
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if not name.endswith('.npy'):
+            if not name.endswith(".npy"):
                 continue
             with archive.open(name) as member:
                 version = np.lib.format.read_magic(member)
@@ -65,6 +65,6 @@ def npz_headers(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]
                 elif version == (2, 0):
                     shape, _, dtype = np.lib.format.read_array_header_2_0(member)
                 else:
-                    raise ValueError(f'{name}: npy format {version} is not supported')
-            headers[name.removesuffix('.npy')] = (shape, dtype)
+                    raise ValueError(f"{name}: npy format {version} is not supported")
+            headers[name.removesuffix(".npy")] = (shape, dtype)
     return headers

@@ -25,8 +25,8 @@ FORMAT = 1
 _UNREADABLE = (
     2**62
 )  # stands for the serial of a manifest that cannot be read: last, so that it is reported
-_REGULAR = re.compile(r'update-\d+-\d{9}')
-_NAME = re.compile(r'update-\d+-\d{9}|stage-[A-Za-z0-9_]+')
+_REGULAR = re.compile(r"update-\d+-\d{9}")
+_NAME = re.compile(r"update-\d+-\d{9}|stage-[A-Za-z0-9_]+")
 
 
 class DamagedCheckpoint(MachineError):
@@ -35,12 +35,12 @@ class DamagedCheckpoint(MachineError):
 
 def update_name(stage: int, update: int) -> str:
     """Name of a regular checkpoint: index of the stage in the schedule, updates done in it."""
-    return f'update-{stage}-{update:09d}'
+    return f"update-{stage}-{update:09d}"
 
 
 def stage_name(stage: str) -> str:
     """Name of the checkpoint at a stage's end, which `prune` keeps."""
-    return f'stage-{stage}'
+    return f"stage-{stage}"
 
 
 def save(
@@ -60,15 +60,15 @@ def save(
         raise ValueError(f"{name!r}: 'update-<stage>-<9 digits>' or 'stage-<name>' expected")
     arrays = {path: np.asarray(array) for path, array in arrays.items()}
     for path, array in arrays.items():
-        if array.dtype != np.float32 and array.dtype.kind not in 'iub':
-            raise TypeError(f'{path}: dtype {array.dtype}; float32, integers or booleans expected')
+        if array.dtype != np.float32 and array.dtype.kind not in "iub":
+            raise TypeError(f"{path}: dtype {array.dtype}; float32, integers or booleans expected")
     directory = Path(directory)
     serials = [_serial(directory, other) for other in names(directory)]
     header = {
-        'format': FORMAT,
-        'serial': 1 + max([s for s in serials if s < _UNREADABLE], default=0),
-        'arrays': len(arrays),
-        'manifest': dict(manifest),
+        "format": FORMAT,
+        "serial": 1 + max([s for s in serials if s < _UNREADABLE], default=0),
+        "arrays": len(arrays),
+        "manifest": dict(manifest),
     }
     json.dumps(header)  # fails before anything is touched when JSON cannot hold the manifest
     manifest_path, archive_path = _paths(directory, name)
@@ -76,8 +76,8 @@ def save(
     manifest_path.unlink(missing_ok=True)
     with atomic_write(archive_path) as file:
         write_npz(file, arrays)
-    header |= {'sha256': sha256(archive_path), 'bytes': archive_path.stat().st_size}
-    with atomic_write(manifest_path, 'w') as file:
+    header |= {"sha256": sha256(archive_path), "bytes": archive_path.stat().st_size}
+    with atomic_write(manifest_path, "w") as file:
         json.dump(header, file, indent=1)
 
 
@@ -95,19 +95,19 @@ def load(
     """
     _, archive_path = _paths(Path(directory), name)
     header = _verified(Path(directory), name)
-    prefixes = ('',) if prefix is None else (prefix,) if isinstance(prefix, str) else tuple(prefix)
+    prefixes = ("",) if prefix is None else (prefix,) if isinstance(prefix, str) else tuple(prefix)
     try:
         with np.load(archive_path, allow_pickle=False) as archive:
             chosen = [path for path in archive.files if path.startswith(prefixes)]
-            return {path: archive[path] for path in chosen}, header['manifest']
+            return {path: archive[path] for path in chosen}, header["manifest"]
     except READ_ERRORS as error:
-        raise DamagedCheckpoint(f'{archive_path}: {error}') from None
+        raise DamagedCheckpoint(f"{archive_path}: {error}") from None
 
 
 def names(directory: str | Path) -> list[str]:
     """Checkpoints in the order of writing; those with unreadable manifests come last."""
     directory = Path(directory)
-    found = [path.stem for path in directory.glob('*.json') if _NAME.fullmatch(path.stem)]
+    found = [path.stem for path in directory.glob("*.json") if _NAME.fullmatch(path.stem)]
     return sorted(found, key=lambda name: (_serial(directory, name), name))
 
 
@@ -125,11 +125,11 @@ def latest(directory: str | Path) -> str | None:
             reasons.append(str(error))
             continue
         for reason in reasons:
-            warn(f'damaged checkpoint passed over: {reason}; continuing from {name}')
+            warn(f"damaged checkpoint passed over: {reason}; continuing from {name}")
         return name
     if reasons:
         raise DamagedCheckpoint(
-            f'no checkpoint is whole: {"; ".join(reasons)}. Remove {directory} to start again'
+            f"no checkpoint is whole: {'; '.join(reasons)}. Remove {directory} to start again"
         )
     return None
 
@@ -146,34 +146,34 @@ def prune(directory: str | Path, keep: int = 2) -> list[str]:
     for name in removed:
         for path in _paths(directory, name):  # the manifest first: half a checkpoint is none
             path.unlink(missing_ok=True)
-    for archive in directory.glob('*.npz'):
-        if _NAME.fullmatch(archive.stem) and not archive.with_suffix('.json').exists():
+    for archive in directory.glob("*.npz"):
+        if _NAME.fullmatch(archive.stem) and not archive.with_suffix(".json").exists():
             archive.unlink()  # its writer was killed before the manifest
     sweep_leftovers(directory)
     return removed
 
 
 def _paths(directory: Path, name: str) -> tuple[Path, Path]:
-    return directory / f'{name}.json', directory / f'{name}.npz'
+    return directory / f"{name}.json", directory / f"{name}.npz"
 
 
 def _header(directory: Path, name: str) -> dict[str, Any]:
     path, _ = _paths(directory, name)
     try:
-        header = json.loads(path.read_text(encoding='utf-8'))
+        header = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DamagedCheckpoint(f'{path}: no such file') from None
+        raise DamagedCheckpoint(f"{path}: no such file") from None
     except ValueError:
-        raise DamagedCheckpoint(f'{path}: no JSON') from None
-    kinds = {'format': int, 'serial': int, 'sha256': str, 'bytes': int, 'manifest': dict}
+        raise DamagedCheckpoint(f"{path}: no JSON") from None
+    kinds = {"format": int, "serial": int, "sha256": str, "bytes": int, "manifest": dict}
     if not isinstance(header, dict) or any(
         not isinstance(header.get(k), t) for k, t in kinds.items()
     ):
-        raise DamagedCheckpoint(f'{path}: no manifest of a checkpoint')
-    if header['format'] > FORMAT:
+        raise DamagedCheckpoint(f"{path}: no manifest of a checkpoint")
+    if header["format"] > FORMAT:
         raise UserError(
-            f'{path}: format {header["format"]} of a newer version; {FORMAT} is read here: '
-            f'update it'
+            f"{path}: format {header['format']} of a newer version; {FORMAT} is read here: "
+            f"update it"
         )
     return header
 
@@ -181,7 +181,7 @@ def _header(directory: Path, name: str) -> dict[str, Any]:
 def _serial(directory: Path, name: str) -> int:
     """Position in the order of writing, kept in the manifest: copying a run changes times."""
     try:
-        return _header(directory, name)['serial']
+        return _header(directory, name)["serial"]
     except DamagedCheckpoint:
         return _UNREADABLE
 
@@ -190,10 +190,10 @@ def _verified(directory: Path, name: str) -> dict[str, Any]:
     header = _header(directory, name)
     _, archive = _paths(directory, name)
     if not archive.is_file():
-        raise DamagedCheckpoint(f'{archive}: no such file')
+        raise DamagedCheckpoint(f"{archive}: no such file")
     size = archive.stat().st_size
-    if size != header['bytes']:
-        raise DamagedCheckpoint(f'{archive}: {size} bytes, {header["bytes"]} were written')
-    if sha256(archive) != header['sha256']:
-        raise DamagedCheckpoint(f'{archive}: the checksum differs from the one written')
+    if size != header["bytes"]:
+        raise DamagedCheckpoint(f"{archive}: {size} bytes, {header['bytes']} were written")
+    if sha256(archive) != header["sha256"]:
+        raise DamagedCheckpoint(f"{archive}: the checksum differs from the one written")
     return header

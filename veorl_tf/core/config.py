@@ -19,7 +19,7 @@ from veorl_tf.core.values import Value, convert
 
 Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
-_PLAIN_KEY = re.compile(r'[A-Za-z0-9_.-]+')
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class Config(Mapping):
@@ -30,25 +30,25 @@ class Config(Mapping):
     ValueError.
     """
 
-    __slots__ = ('_data',)
+    __slots__ = ("_data",)
 
     def __init__(self, mapping: Mapping[str, Any]):
         data = {}
         for key, value in _flatten(mapping):
-            *groups, leaf = key.split('.')
+            *groups, leaf = key.split(".")
             node = data
             for group in groups:
                 node = node.setdefault(group, {})
                 if not isinstance(node, dict):
-                    raise ValueError(f'key {key!r}: {group!r} is a value, not a group')
+                    raise ValueError(f"key {key!r}: {group!r} is a value, not a group")
             if leaf in node:
-                raise ValueError(f'key {key!r} appears twice')
+                raise ValueError(f"key {key!r} appears twice")
             node[leaf] = value
-        object.__setattr__(self, '_data', {key: _freeze(key, value) for key, value in data.items()})
+        object.__setattr__(self, "_data", {key: _freeze(key, value) for key, value in data.items()})
 
     def __getitem__(self, key: str) -> Any:
         node = self
-        for part in key.split('.'):
+        for part in key.split("."):
             if not isinstance(node, Config):
                 raise KeyError(key)
             node = node._data[part]
@@ -61,17 +61,17 @@ class Config(Mapping):
         return len(self._data)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__'):
+        if name.startswith("__"):
             raise AttributeError(name)
         try:
             return self._data[name]
         except KeyError:
             raise AttributeError(
-                f'no key {name!r} in the configuration{nearest(name, self._data)}'
+                f"no key {name!r} in the configuration{nearest(name, self._data)}"
             ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise TypeError('a Config never changes; update() returns a new one')
+        raise TypeError("a Config never changes; update() returns a new one")
 
     def __delattr__(self, name: str) -> None:
         self.__setattr__(name, None)
@@ -83,7 +83,7 @@ class Config(Mapping):
         return Config, (self.to_dict(),)
 
     def __repr__(self) -> str:
-        return f'Config({self.flat})'
+        return f"Config({self.flat})"
 
     @property
     def flat(self) -> dict[str, Value]:
@@ -97,7 +97,7 @@ class Config(Mapping):
             for k, v in self._data.items()
         }
 
-    def update(self, overrides: Overrides, where: str = 'override') -> Config:
+    def update(self, overrides: Overrides, where: str = "override") -> Config:
         """A new configuration with some values replaced, later entries winning.
 
         Args:
@@ -125,13 +125,13 @@ class Config(Mapping):
         return stream.getvalue()
 
     @classmethod
-    def from_yaml(cls, text: str, where: str = 'configuration') -> Config:
+    def from_yaml(cls, text: str, where: str = "configuration") -> Config:
         """Read `to_yaml`'s text. Raises UserError naming `where` when it is none."""
         data = _parse(text, where)
         try:
             return cls(data)
         except ValueError as error:
-            raise UserError(f'{where}: {error}') from None
+            raise UserError(f"{where}: {error}") from None
 
 
 def load_blocks(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -147,28 +147,28 @@ def load_blocks(path: str | Path) -> tuple[dict[str, dict[str, Any]], dict[str, 
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding='utf-8')
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
+        raise UserError(f"{path}: no such file") from None
     blocks = _parse(text, str(path))
     for name, block in blocks.items():
         if not isinstance(block, Mapping):
             raise UserError(
-                f'{path}: block {name!r} is {block!r}; a mapping of keys to values expected'
+                f"{path}: block {name!r} is {block!r}; a mapping of keys to values expected"
             )
-    if 'defaults' not in blocks:
-        raise UserError(f'{path}: block `defaults` is missing')
+    if "defaults" not in blocks:
+        raise UserError(f"{path}: block `defaults` is missing")
     try:
-        flat = Config(blocks['defaults']).flat
+        flat = Config(blocks["defaults"]).flat
     except ValueError as error:
-        raise UserError(f'{path}: block `defaults`: {error}') from None
+        raise UserError(f"{path}: block `defaults`: {error}") from None
     for key, value in flat.items():
-        if isinstance(value, str) and value.lower() in ('yes', 'no', 'on', 'off'):
+        if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
             # YAML 1.2 reads these as text, and the key would silently become one.
             raise UserError(
-                f'{path}: block `defaults`, key {key!r}: write true or false instead of {value!r}'
+                f"{path}: block `defaults`, key {key!r}: write true or false instead of {value!r}"
             )
-    return {'defaults': blocks.pop('defaults'), **blocks}, _comments(text)
+    return {"defaults": blocks.pop("defaults"), **blocks}, _comments(text)
 
 
 def resolve(
@@ -179,28 +179,28 @@ def resolve(
     Raises UserError for an unknown block or key, or a value of the wrong type, saying which block
     or flag.
     """
-    config = Config(blocks['defaults'])
+    config = Config(blocks["defaults"])
     for name in names:
-        if name not in blocks or name == 'defaults':
-            valid = [b for b in blocks if b != 'defaults']
+        if name not in blocks or name == "defaults":
+            valid = [b for b in blocks if b != "defaults"]
             raise UserError(
-                f'unknown block {name!r}{nearest(name, valid) or ";"} '
-                f'the blocks are: {", ".join(valid)}'
+                f"unknown block {name!r}{nearest(name, valid) or ';'} "
+                f"the blocks are: {', '.join(valid)}"
             )
-        config = config.update(blocks[name], f'block {name}, key')
-    return config.update(overrides, 'flag --')
+        config = config.update(blocks[name], f"block {name}, key")
+    return config.update(overrides, "flag --")
 
 
 def _freeze(key: str, value: Any) -> Any:
-    if not re.fullmatch(r'[A-Za-z0-9_-]+', key):
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
         raise ValueError(f'{key!r} is no name: letters, digits, "_" and "-" only')
     if hasattr(Config, key):
-        raise ValueError(f'{key!r} cannot be a key: it is a method of the configuration')
+        raise ValueError(f"{key!r} cannot be a key: it is a method of the configuration")
     if isinstance(value, dict):
         return Config(value)
     if isinstance(value, (list, tuple)):
         if any(not isinstance(v, (bool, int, float, str)) for v in value):
-            raise ValueError(f'{key!r} is {value!r}; a list holds true/false, numbers or text')
+            raise ValueError(f"{key!r} is {value!r}; a list holds true/false, numbers or text")
         return tuple(value)
     if not isinstance(value, (bool, int, float, str)):
         raise ValueError(
@@ -210,15 +210,15 @@ def _freeze(key: str, value: Any) -> Any:
     return next(kind(value) for kind in (bool, int, float, str) if isinstance(value, kind))
 
 
-def _flatten(entries: Overrides, prefix: str = '') -> Iterator[tuple[str, Any]]:
+def _flatten(entries: Overrides, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Pairs (dotted key, leaf). Below a plain prefix a regular expression stays one."""
     for key, value in entries.items() if isinstance(entries, Mapping) else entries:
         key = str(key)
         if prefix:
             key = (
-                f'{prefix}.{key}'
+                f"{prefix}.{key}"
                 if _PLAIN_KEY.fullmatch(prefix + key)
-                else f'{_pattern(prefix)}\\.{_pattern(key)}'
+                else f"{_pattern(prefix)}\\.{_pattern(key)}"
             )
         if isinstance(value, Mapping):
             yield from _flatten(value, key)
@@ -227,7 +227,7 @@ def _flatten(entries: Overrides, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _pattern(key: str) -> str:
-    return re.escape(key) if _PLAIN_KEY.fullmatch(key) else f'(?:{key})'
+    return re.escape(key) if _PLAIN_KEY.fullmatch(key) else f"(?:{key})"
 
 
 def _reach(key: str, flat: Mapping[str, Value], where: str) -> list[str]:
@@ -236,30 +236,30 @@ def _reach(key: str, flat: Mapping[str, Value], where: str) -> list[str]:
     if _PLAIN_KEY.fullmatch(key):
         if key in flat:
             return [key]
-        members = [k for k in flat if k.startswith(f'{key}.')]
+        members = [k for k in flat if k.startswith(f"{key}.")]
         if members:
-            raise UserError(f'{label} is a group, not a value; its keys are: {", ".join(members)}')
+            raise UserError(f"{label} is a group, not a value; its keys are: {', '.join(members)}")
         raise UserError(
-            f'{label}: there is no such key{nearest(key, flat) or "; --help lists all keys"}'
+            f"{label}: there is no such key{nearest(key, flat) or '; --help lists all keys'}"
         )
     try:
         pattern = re.compile(key)
     except re.error as error:
-        raise UserError(f'{label} is no regular expression: {error}') from None
+        raise UserError(f"{label} is no regular expression: {error}") from None
     reached = [k for k in flat if pattern.fullmatch(k)]
     if not reached:
-        raise UserError(f'{label}: the expression matches no key{nearest(key, flat)}')
+        raise UserError(f"{label}: the expression matches no key{nearest(key, flat)}")
     return reached
 
 
 def _label(where: str, key: str) -> str:
-    return f'{where}{key}' if where.endswith('--') else f'{where} {key!r}'
+    return f"{where}{key}" if where.endswith("--") else f"{where} {key!r}"
 
 
 def _yaml():
     from ruamel.yaml import YAML
 
-    return YAML(typ='safe', pure=True)
+    return YAML(typ="safe", pure=True)
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -268,12 +268,12 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         data = _yaml().load(text)
     except MarkedYAMLError as error:
-        line = f', line {error.problem_mark.line + 1}' if error.problem_mark else ''
-        raise UserError(f'{where}{line}: {one_line(error.problem)}') from None
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: {one_line(error.problem)}") from None
     except YAMLError as error:
-        raise UserError(f'{where}: {one_line(error)}') from None
+        raise UserError(f"{where}: {one_line(error)}") from None
     if not isinstance(data, dict):
-        raise UserError(f'{where}: a mapping of keys to values expected')
+        raise UserError(f"{where}: a mapping of keys to values expected")
     return data
 
 
@@ -282,21 +282,21 @@ def _comments(text: str) -> dict[str, str]:
     lines, comments = text.splitlines(), {}
 
     def trailing(mark, pattern: str) -> str:
-        line = lines[mark.line] if mark.line < len(lines) else ''
+        line = lines[mark.line] if mark.line < len(lines) else ""
         match = re.match(pattern, line[mark.column :])
-        return match[1].strip() if match else ''
+        return match[1].strip() if match else ""
 
     def visit(node, prefix: str) -> None:
         for key, value in node.value:
-            name = f'{prefix}.{key.value}' if prefix else key.value
-            if hasattr(value, 'value') and value.id == 'mapping':
-                comments[name] = trailing(key.end_mark, r'\s*:\s+#\s*(.*)')
+            name = f"{prefix}.{key.value}" if prefix else key.value
+            if hasattr(value, "value") and value.id == "mapping":
+                comments[name] = trailing(key.end_mark, r"\s*:\s+#\s*(.*)")
                 visit(value, name)
             else:
-                comments[name] = trailing(value.end_mark, r'[\s,\]}]*\s#\s*(.*)')
+                comments[name] = trailing(value.end_mark, r"[\s,\]}]*\s#\s*(.*)")
 
     for key, block in _yaml().compose(text).value:
-        if key.value == 'defaults':
-            visit(block, '')
-        comments[f'block:{key.value}'] = trailing(key.end_mark, r'\s*:\s+#\s*(.*)')
+        if key.value == "defaults":
+            visit(block, "")
+        comments[f"block:{key.value}"] = trailing(key.end_mark, r"\s*:\s+#\s*(.*)")
     return comments

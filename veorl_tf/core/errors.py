@@ -31,7 +31,7 @@ class Interrupted(Exception):
     """The run was asked to stop by a signal and has stopped tidily."""
 
     def __init__(self, signum: int):
-        super().__init__(f'interrupted by {signal.Signals(signum).name}')
+        super().__init__(f"interrupted by {signal.Signals(signum).name}")
         self.signum = int(signum)
         self.exit_code = 128 + self.signum
 
@@ -53,13 +53,13 @@ def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str
     try:
         return int(function(argv) or 0)
     except (UserError, MachineError) as error:
-        print(f'error: {one_line(error)}', file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except Interrupted as error:
         print(str(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output left (`... | head`). Point stdout elsewhere, or Python complains
@@ -69,19 +69,19 @@ def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS:
             raise
-        where = f': {error.filename}' if error.filename else ''
-        print(f'error: {error.strerror}{where}', file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror}{where}", file=sys.stderr)
         return MachineError.exit_code
 
 
 def warn(message: str) -> None:
     """Print one `warning:` line on stderr."""
-    print(f'warning: {one_line(message)}', file=sys.stderr, flush=True)
+    print(f"warning: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def one_line(message: object) -> str:
     """The message with its line breaks and runs of blanks made single spaces."""
-    return ' '.join(str(message).split())
+    return " ".join(str(message).split())
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
@@ -90,10 +90,10 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> str:
     A dotted choice is also close when its last part is: 'deter' finds 'rssm.deter'.
     """
     choices = sorted(set(choices))
-    last = name.rsplit('.', 1)[-1]
-    found = [c for c in choices if c.rsplit('.', 1)[-1] == last]
+    last = name.rsplit(".", 1)[-1]
+    found = [c for c in choices if c.rsplit(".", 1)[-1] == last]
     found += [c for c in get_close_matches(name, choices, count, 0.6) if c not in found]
     if not found:
-        tails = get_close_matches(last, {c.rsplit('.', 1)[-1] for c in choices}, 1, 0.75)
-        found = [c for c in choices if c.rsplit('.', 1)[-1] in tails]
-    return f'; did you mean {", ".join(found[:count])}?' if found else ''
+        tails = get_close_matches(last, {c.rsplit(".", 1)[-1] for c in choices}, 1, 0.75)
+        found = [c for c in choices if c.rsplit(".", 1)[-1] in tails]
+    return f"; did you mean {', '.join(found[:count])}?" if found else ""

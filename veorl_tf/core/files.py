@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-_LEFTOVER = re.compile(r'^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$')
+_LEFTOVER = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
 @contextmanager
-def atomic_write(path: str | Path, mode: str = 'wb') -> Iterator[IO]:
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """Open a file for writing that replaces `path` only when the block ends without an exception.
 
     Args:
@@ -31,14 +31,14 @@ def atomic_write(path: str | Path, mode: str = 'wb') -> Iterator[IO]:
     Yields:
         The open file. Whatever the block raises leaves `path` as it was and no temporary file.
     """
-    if mode not in ('wb', 'w'):
+    if mode not in ("wb", "w"):
         raise ValueError(f"mode {mode!r}: 'wb' or 'w' expected")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / _temporary_name(path.name)
     try:
         with open(
-            temporary, mode.replace('w', 'x'), encoding='utf-8' if mode == 'w' else None
+            temporary, mode.replace("w", "x"), encoding="utf-8" if mode == "w" else None
         ) as file:
             yield file
             file.flush()
@@ -88,9 +88,9 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 def sweep_leftovers(directory: str | Path) -> list[Path]:
     """Remove temporary files and folders whose writer, a process of this host, no longer runs."""
     removed = []
-    for path in Path(directory).glob('.*.tmp'):
+    for path in Path(directory).glob(".*.tmp"):
         match = _LEFTOVER.match(path.name)
-        if not match or match['host'] != _host() or _runs(int(match['pid'])):
+        if not match or match["host"] != _host() or _runs(int(match["pid"])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -103,7 +103,7 @@ def sweep_leftovers(directory: str | Path) -> list[Path]:
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's content, read in pieces."""
     digest = hashlib.sha256()
-    with open(path, 'rb') as file:
+    with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
@@ -118,11 +118,11 @@ def free_bytes(path: str | Path) -> int:
 
 
 def _temporary_name(name: str) -> str:
-    return f'.{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp'
+    return f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def _host() -> str:
-    return re.sub(r'[^A-Za-z0-9_-]', '_', platform.node()) or 'host'
+    return re.sub(r"[^A-Za-z0-9_-]", "_", platform.node()) or "host"
 
 
 def _runs(pid: int) -> bool:
@@ -150,7 +150,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _sync_tree(directory: Path) -> None:
-    for path in directory.rglob('*'):
+    for path in directory.rglob("*"):
         if path.is_file():
-            with open(path, 'rb') as file:
+            with open(path, "rb") as file:
                 os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from veorl_tf.core.config import Config, resolve
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.values import show
 
-_NUMBER = re.compile(r'-(\d|\.\d|inf)')
+_NUMBER = re.compile(r"-(\d|\.\d|inf)")
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,25 @@ def split_flags(argv: Sequence[str]) -> Flags:
     """
     positional, configs, overrides, wants_help = [], [], [], False
     rest = list(argv)
-    while rest and (not rest[0].startswith('-') or _NUMBER.match(rest[0])):
+    while rest and (not rest[0].startswith("-") or _NUMBER.match(rest[0])):
         positional.append(rest.pop(0))
     while rest:
         flag = rest.pop(0)
-        if flag in ('-h', '--help'):
+        if flag in ("-h", "--help"):
             wants_help = True
             continue
-        if not flag.startswith('--') or flag == '--':
-            raise UserError(f'unexpected argument {flag!r}; settings are written --key value')
-        key, equals, value = flag[2:].partition('=')
+        if not flag.startswith("--") or flag == "--":
+            raise UserError(f"unexpected argument {flag!r}; settings are written --key value")
+        key, equals, value = flag[2:].partition("=")
         values = [value] if equals else []
-        while not equals and rest and (not rest[0].startswith('-') or _NUMBER.match(rest[0])):
-            if values and key != 'configs':
+        while not equals and rest and (not rest[0].startswith("-") or _NUMBER.match(rest[0])):
+            if values and key != "configs":
                 break
             values.append(rest.pop(0))
-        if key == 'configs':
-            configs += [name for value in values for name in value.split(',') if name]
+        if key == "configs":
+            configs += [name for value in values for name in value.split(",") if name]
         else:
-            overrides.append((key, values[0] if values else 'true'))
+            overrides.append((key, values[0] if values else "true"))
     return Flags(tuple(positional), tuple(configs), tuple(overrides), wants_help)
 
 
@@ -70,7 +70,7 @@ def parse_flags(
     argv: Sequence[str],
     blocks: Mapping[str, Mapping[str, Any]],
     comments: Mapping[str, str],
-    usage: str = 'python train.py --configs BLOCK [BLOCK ...] [--key value ...]',
+    usage: str = "python train.py --configs BLOCK [BLOCK ...] [--key value ...]",
 ) -> Request:
     """Resolve a command line that begins with `--configs`.
 
@@ -84,10 +84,10 @@ def parse_flags(
         print(help_text(blocks, comments, usage))
         raise SystemExit(0)
     if flags.positional:
-        raise UserError(f'unexpected argument {flags.positional[0]!r}; usage: {usage}')
-    names = [name for name in blocks if name != 'defaults']
+        raise UserError(f"unexpected argument {flags.positional[0]!r}; usage: {usage}")
+    names = [name for name in blocks if name != "defaults"]
     if not flags.configs:
-        raise UserError(f'--configs is missing: name the blocks to stack, of: {", ".join(names)}')
+        raise UserError(f"--configs is missing: name the blocks to stack, of: {', '.join(names)}")
     return Request(resolve(blocks, flags.configs, flags.overrides), flags.configs, flags.overrides)
 
 
@@ -108,20 +108,20 @@ def parse_options(
     """
     flags = split_flags(argv)
     if flags.help:
-        print(help_text({'defaults': defaults.to_dict()}, comments, usage))
+        print(help_text({"defaults": defaults.to_dict()}, comments, usage))
         raise SystemExit(0)
     if len(flags.positional) < len(positional):
-        raise UserError(f'{positional[len(flags.positional)]} is missing; usage: {usage}')
+        raise UserError(f"{positional[len(flags.positional)]} is missing; usage: {usage}")
     if len(flags.positional) > len(positional):
         raise UserError(
-            f'unexpected argument {flags.positional[len(positional)]!r}; usage: {usage}'
+            f"unexpected argument {flags.positional[len(positional)]!r}; usage: {usage}"
         )
     if flags.configs:
         raise UserError(
-            '--configs means nothing to this command: the blocks were chosen when the run began'
+            "--configs means nothing to this command: the blocks were chosen when the run began"
         )
     return dict(zip(positional, flags.positional, strict=True)), defaults.update(
-        flags.overrides, 'flag --'
+        flags.overrides, "flag --"
     )
 
 
@@ -130,26 +130,26 @@ def help_text(
 ) -> str:
     """Usage, all blocks, and all keys with default and comment, wrapped to the terminal."""
     width = max(72, min(shutil.get_terminal_size((100, 24)).columns, 120))
-    lines = [f'usage: {usage}', '']
-    names = [name for name in blocks if name != 'defaults']
+    lines = [f"usage: {usage}", ""]
+    names = [name for name in blocks if name != "defaults"]
     if names:
-        lines.append('Blocks for --configs, stacked in the order given:')
-        lines += _table([(name, comments.get(f'block:{name}', '')) for name in names], width)
-        lines.append('')
-    lines.append('Keys, with their defaults:')
-    flat = Config(blocks['defaults']).flat
+        lines.append("Blocks for --configs, stacked in the order given:")
+        lines += _table([(name, comments.get(f"block:{name}", "")) for name in names], width)
+        lines.append("")
+    lines.append("Keys, with their defaults:")
+    flat = Config(blocks["defaults"]).flat
     lines += _table(
-        [(f'--{key} {show(value)}', comments.get(key, '')) for key, value in flat.items()], width
+        [(f"--{key} {show(value)}", comments.get(key, "")) for key, value in flat.items()], width
     )
     lines += [
-        '',
+        "",
         *textwrap.wrap(
-            'Lists are separated by commas. A key with a character outside [A-Za-z0-9_.-] is a '
-            'regular expression over whole keys and may reach many: --stages.*.updates 5',
+            "Lists are separated by commas. A key with a character outside [A-Za-z0-9_.-] is a "
+            "regular expression over whole keys and may reach many: --stages.*.updates 5",
             width,
         ),
     ]
-    return '\n'.join(lines)
+    return "\n".join(lines)
 
 
 def _table(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
@@ -157,10 +157,10 @@ def _table(rows: Sequence[tuple[str, str]], width: int) -> list[str]:
     left = min(max(len(a) for a, _ in rows), 38) + 4
     lines = []
     for name, text in rows:
-        wrapped = textwrap.wrap(text, width - left) or ['']
+        wrapped = textwrap.wrap(text, width - left) or [""]
         if len(name) + 4 > left:
-            lines.append(f'  {name}')
-            name = ''
-        lines.append(f'  {name:<{left - 2}}{wrapped[0]}'.rstrip())
-        lines += [f'{"":<{left}}{line}' for line in wrapped[1:]]
+            lines.append(f"  {name}")
+            name = ""
+        lines.append(f"  {name:<{left - 2}}{wrapped[0]}".rstrip())
+        lines += [f"{'':<{left}}{line}" for line in wrapped[1:]]
     return lines

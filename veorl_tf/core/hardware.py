@@ -25,6 +25,7 @@ def _cpu_has_bfloat16() -> bool:
 def _gpu_has_bfloat16() -> bool:
     """Whether the first GPU is of compute capability 8.0 or later."""
     import tensorflow as tf
+
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
         return False

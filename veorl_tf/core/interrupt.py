@@ -55,7 +55,7 @@ class StopRequest:
             os._exit(128 + signum)
         self.signum = signum
         # os.write, not print: the handler may run in the middle of another print.
-        os.write(2, b'\nstopping after this step; once more leaves at once without saving\n')
+        os.write(2, b"\nstopping after this step; once more leaves at once without saving\n")
 
     def _restore(self) -> None:
         for number, handler in self._former.items():

@@ -27,22 +27,22 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float, size: int = WATC
     try:
         import av
     except ImportError:
-        raise MachineError('videos need the package av: pip install av') from None
+        raise MachineError("videos need the package av: pip install av") from None
     frames = _enlarged(_checked(frames, 4), size)
     # yuv420p halves both sides, so they must be even.
     frames = np.pad(
-        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), 'edge'
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), "edge"
     )
     path, buffer = Path(path), io.BytesIO()
-    with av.open(buffer, 'w', format='mp4') as container:
-        stream = container.add_stream('h264', rate=Fraction(fps).limit_denominator(1000))
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = 'yuv420p'
-        stream.options = {'crf': '18'}
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18"}
         for frame in frames:
             container.mux(
                 stream.encode(
-                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format='rgb24')
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 )
             )
         container.mux(stream.encode())
@@ -63,7 +63,7 @@ def png_bytes(image: np.ndarray) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(_checked(image, 3))).save(buffer, 'PNG')
+    Image.fromarray(np.ascontiguousarray(_checked(image, 3))).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -81,7 +81,7 @@ def gif_bytes(frames: np.ndarray, fps: float) -> bytes:
     # GIF counts in hundredths of a second, and players take anything under two for ten.
     images[0].save(
         buffer,
-        'GIF',
+        "GIF",
         save_all=True,
         append_images=images[1:],
         loop=0,
@@ -112,7 +112,7 @@ def _checked(array: np.ndarray, rank: int) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim != rank or array.shape[-1] != 3 or not array.size:
         raise ValueError(
-            f'{array.dtype} {list(array.shape)} instead of uint8 '
-            f'{"[T, H, W, 3]" if rank == 4 else "[H, W, 3]"}'
+            f"{array.dtype} {list(array.shape)} instead of uint8 "
+            f"{'[T, H, W, 3]' if rank == 4 else '[H, W, 3]'}"
         )
     return array

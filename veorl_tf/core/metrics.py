@@ -19,7 +19,7 @@ from veorl_tf.core.files import atomic_write
 from veorl_tf.core.media import gif_bytes, png_bytes
 from veorl_tf.core.metrics_table import METRICS, Metric, describe, markdown
 
-__all__ = ['METRICS', 'Logger', 'Metric', 'describe', 'markdown', 'read_metrics']
+__all__ = ["METRICS", "Logger", "Metric", "describe", "markdown", "read_metrics"]
 
 
 class Logger:
@@ -42,12 +42,12 @@ class Logger:
     ):
         self.logdir, self.strict = Path(logdir), strict
         self.logdir.mkdir(parents=True, exist_ok=True)
-        self._path = self.logdir / 'metrics.jsonl'
+        self._path = self.logdir / "metrics.jsonl"
         _cut(self._path, resume_step)
-        self._file = open(self._path, 'a', encoding='utf-8')
+        self._file = open(self._path, "a", encoding="utf-8")
         self._events = _Events(self.logdir, resume_step) if tensorboard else None
 
-    def scalars(self, step: int, values: Mapping[str, float], stage: str = '') -> None:
+    def scalars(self, step: int, values: Mapping[str, float], stage: str = "") -> None:
         """Write one line {"step": n, "stage": name, metric: value, ...}.
 
         Values are numbers or arrays of rank 0.
@@ -56,14 +56,14 @@ class Logger:
         unknown = [name for name in values if describe(name) is None]
         if unknown and self.strict:
             raise KeyError(
-                f'metric {unknown[0]!r} is not described in veorl_tf/core/metrics_table.py'
+                f"metric {unknown[0]!r} is not described in veorl_tf/core/metrics_table.py"
             )
         line = {
-            'step': int(step),
-            **({'stage': stage} if stage else {}),
+            "step": int(step),
+            **({"stage": stage} if stage else {}),
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
         }
-        self._file.write(json.dumps(line) + '\n')
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._events:
             self._events.scalars(int(step), values)
@@ -136,12 +136,12 @@ class _Events:
 def read_metrics(path: str | Path) -> list[dict[str, object]]:
     """Lines of a metrics.jsonl; a last line that was cut by a crash is left out."""
     lines = []
-    for text in Path(path).read_text(encoding='utf-8').splitlines(keepends=True):
+    for text in Path(path).read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        if text.endswith('\n') and isinstance(line, dict):
+        if text.endswith("\n") and isinstance(line, dict):
             lines.append(line)
     return lines
 
@@ -150,6 +150,6 @@ def _cut(path: Path, step: int | None) -> None:
     """Remove lines of later steps and a half-written last one."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if step is None or line.get('step', 0) <= step]
-    with atomic_write(path, 'w') as file:
-        file.writelines(json.dumps(line) + '\n' for line in kept)
+    kept = [line for line in read_metrics(path) if step is None or line.get("step", 0) <= step]
+    with atomic_write(path, "w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in kept)

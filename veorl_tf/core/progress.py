@@ -16,7 +16,7 @@ class Progress:
         self._initial = initial
         self._begun = self._told = time.monotonic()
         self._bar = None
-        self._message = ''
+        self._message = ""
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -24,7 +24,7 @@ class Progress:
                 total=total,
                 initial=initial,
                 desc=desc,
-                unit=f' {unit}',
+                unit=f" {unit}",
                 dynamic_ncols=True,
                 smoothing=0.1,
                 leave=True,
@@ -68,18 +68,18 @@ class Progress:
         self._told = time.monotonic()
         rate = self.rate
         left = (
-            f', {duration((self.total - self.count) / rate)} left'
+            f", {duration((self.total - self.count) / rate)} left"
             if rate > 0 and self.count < self.total
-            else ''
+            else ""
         )
         speed = (
-            f'{rate:.2f} {self.unit}/s'
+            f"{rate:.2f} {self.unit}/s"
             if rate >= 0.1 or not rate
-            else f'{1 / rate:.1f} s/{self.unit}'
+            else f"{1 / rate:.1f} s/{self.unit}"
         )
-        message = f' | {self._message}' if self._message else ''
+        message = f" | {self._message}" if self._message else ""
         print(
-            f'{self.desc}: {self.count}/{self.total} {self.unit}, {speed}{left}{message}',
+            f"{self.desc}: {self.count}/{self.total} {self.unit}, {speed}{left}{message}",
             file=sys.stderr,
             flush=True,
         )
@@ -91,7 +91,7 @@ class Progress:
         self.close()
 
 
-def progress(total: int, initial: int = 0, desc: str = '', unit: str = 'updates') -> Progress:
+def progress(total: int, initial: int = 0, desc: str = "", unit: str = "updates") -> Progress:
     """A bar from `initial` (done earlier, not counted in the rate) to `total`.
 
     On a terminal it is tqdm's; elsewhere a line every 30 s and one at the end.
@@ -103,5 +103,5 @@ def duration(seconds: float) -> str:
     """'45 s', '12 min' or '3 h 20 min'."""
     minutes = round(seconds / 60)
     if seconds < 90:
-        return f'{round(seconds)} s'
-    return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
+        return f"{round(seconds)} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -19,6 +19,7 @@ def load_tensorflow() -> None:
         os.dup2(held.fileno(), 2)
         try:
             import tensorflow as tf
+
             tf.config.list_physical_devices()
             tf.zeros([1])
         except BaseException:

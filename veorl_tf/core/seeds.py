@@ -26,8 +26,8 @@ def generator(seed: int, stage: str, stream: str, index: int = 0) -> np.random.G
         index: how often this stream was drawn before, 0 <= index < 2^64.
     """
     if not 0 <= index < 2**64:
-        raise ValueError(f'index {index} is outside [0, 2^64)')
-    key = np.frombuffer(_digest(16, seed, stage, stream), dtype='<u8')
+        raise ValueError(f"index {index} is outside [0, 2^64)")
+    key = np.frombuffer(_digest(16, seed, stage, stream), dtype="<u8")
     counter = np.array([0, 0, 0, index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
@@ -37,7 +37,7 @@ def graph_seed(seed: int, stage: str) -> np.ndarray:
 
     The graph folds the update's index and the name of each draw into it.
     """
-    return np.frombuffer(_digest(8, seed, stage, 'graph'), dtype='<i4').astype(np.int32)
+    return np.frombuffer(_digest(8, seed, stage, "graph"), dtype="<i4").astype(np.int32)
 
 
 def _digest(size: int, *parts: int | str) -> bytes:

@@ -9,7 +9,7 @@ from veorl_tf.core.errors import UserError
 
 Value = bool | int | float | str | tuple
 
-_TRUE, _FALSE = ('true', 'yes'), ('false', 'no')
+_TRUE, _FALSE = ("true", "yes"), ("false", "no")
 
 
 def convert(value: Any, default: Value, where: str) -> Value:
@@ -26,26 +26,26 @@ def convert(value: Any, default: Value, where: str) -> Value:
         return {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}[kind](value)
     except (ValueError, TypeError, OverflowError):
         names = {
-            bool: 'true or false',
-            int: 'a whole number',
-            float: 'a number',
-            str: 'text',
-            tuple: 'a list',
+            bool: "true or false",
+            int: "a whole number",
+            float: "a number",
+            str: "text",
+            tuple: "a list",
         }
         raise UserError(
-            f'{where}: {names[kind]} expected (the default is {show(default)}), got {value!r}'
+            f"{where}: {names[kind]} expected (the default is {show(default)}), got {value!r}"
         ) from None
 
 
 def show(value: Value) -> str:
     """A value the way it is written on the command line."""
     if isinstance(value, tuple):
-        return ','.join(show(v) for v in value) or "''"
+        return ",".join(show(v) for v in value) or "''"
     if isinstance(value, bool):
         return str(value).lower()
     return (
-        f'{value:g}'
-        if isinstance(value, float) and float(f'{value:g}') == value
+        f"{value:g}"
+        if isinstance(value, float) and float(f"{value:g}") == value
         else str(value) or "''"
     )
 
@@ -53,7 +53,7 @@ def show(value: Value) -> str:
 def _to_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    text = value.lower() if isinstance(value, str) else ''
+    text = value.lower() if isinstance(value, str) else ""
     if text not in _TRUE + _FALSE:
         raise ValueError(value)
     return text in _TRUE
@@ -89,12 +89,12 @@ def _to_str(value: Any) -> str:
 def _to_tuple(value: Any, default: tuple, where: str) -> tuple:
     if isinstance(value, str):
         text = value.strip()
-        text = text[1:-1] if text[:1] == '[' and text[-1:] == ']' else text
-        value = [part.strip() for part in text.split(',')] if text.strip() else []
+        text = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
+        value = [part.strip() for part in text.split(",")] if text.strip() else []
     if not isinstance(value, (list, tuple)):
         raise TypeError(value)
     if not default:
         return tuple(value)
     # One float among the defaults makes the list one of floats.
     example = next((v for v in default if isinstance(v, float)), default[0])
-    return tuple(convert(v, example, f'{where}, element {i}') for i, v in enumerate(value))
+    return tuple(convert(v, example, f"{where}, element {i}") for i, v in enumerate(value))

@@ -24,18 +24,18 @@ from veorl_tf.core.arrays import READ_ERRORS, npz_headers, write_npz
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
 
-SOURCE_KEYS = ('image',)
-TARGET_KEYS = ('image', 'action', 'reward', 'discount', 'success')
-KEYS = {'source': SOURCE_KEYS, 'target': TARGET_KEYS}
+SOURCE_KEYS = ("image",)
+TARGET_KEYS = ("image", "action", "reward", "discount", "success")
+KEYS = {"source": SOURCE_KEYS, "target": TARGET_KEYS}
 # Filled when a file lacks them: no true terminal (Meta-World never has one), success not recorded.
-OPTIONAL = {'discount': 1.0, 'success': 0.0}
+OPTIONAL = {"discount": 1.0, "success": 0.0}
 
 
 class DamagedEpisode(UserError):
     """A file that is no episode: where it is and what is wrong with it."""
 
     def __init__(self, path: str | Path, reason: str):
-        super().__init__(f'{path}: {reason}')
+        super().__init__(f"{path}: {reason}")
         self.path, self.reason = Path(path), reason
 
 
@@ -53,12 +53,12 @@ class EpisodeInfo:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.arrays['image'][0][1:])
+        return tuple(self.arrays["image"][0][1:])
 
     @property
     def action_size(self) -> int:
         """Size of the action; 0 for a source video."""
-        return self.arrays['action'][0][1] if 'action' in self.arrays else 0
+        return self.arrays["action"][0][1] if "action" in self.arrays else 0
 
 
 def save_episode(
@@ -84,22 +84,22 @@ def save_episode(
     arrays = {key: _stored(np.asarray(value)) for key, value in episode.items()}
     headers = {key: (array.shape, array.dtype) for key, array in arrays.items()}
     length = _check_headers(
-        Path(directory) / (name or 'episode'), headers, 'target' if 'action' in arrays else 'source'
+        Path(directory) / (name or "episode"), headers, "target" if "action" in arrays else "source"
     )
     for key, array in arrays.items():
-        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DamagedEpisode(
-                Path(directory) / (name or 'episode'), f'{key} holds a number that is not finite'
+                Path(directory) / (name or "episode"), f"{key} holds a number that is not finite"
             )
     if name is None:
-        stamp = stamp or datetime.now().strftime('%Y%m%dT%H%M%S')
+        stamp = stamp or datetime.now().strftime("%Y%m%dT%H%M%S")
         ident = ident or uuid.uuid4().hex
-        if not re.fullmatch(r'\d{8}T\d{6}', stamp) or not re.fullmatch(r'[0-9a-f]{32}', ident):
+        if not re.fullmatch(r"\d{8}T\d{6}", stamp) or not re.fullmatch(r"[0-9a-f]{32}", ident):
             raise ValueError(
                 f"stamp {stamp!r}, ident {ident!r}: 'YYYYmmddTHHMMSS' and 32 hexadecimal digits "
-                f'expected'
+                f"expected"
             )
-        name = f'{stamp}-{ident}-{length}.npz'
+        name = f"{stamp}-{ident}-{length}.npz"
     path = Path(directory) / name
     with atomic_write(path) as file:
         write_npz(file, arrays, compress=True)
@@ -120,7 +120,7 @@ def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[st
     """
     path = Path(path)
     length = _check_headers(
-        path, _headers(path), 'source' if set(keys) <= set(SOURCE_KEYS) else 'target'
+        path, _headers(path), "source" if set(keys) <= set(SOURCE_KEYS) else "target"
     )
     episode = {}
     try:
@@ -128,22 +128,22 @@ def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[st
             for key in keys:
                 if key in archive.files:
                     array = archive[key]
-                    episode[key] = array if key == 'image' else array.astype(np.float32, copy=False)
+                    episode[key] = array if key == "image" else array.astype(np.float32, copy=False)
                 else:
                     episode[key] = np.full(length, OPTIONAL[key], np.float32)
     except READ_ERRORS as error:
-        raise DamagedEpisode(path, f'cannot be read: {error}') from None
+        raise DamagedEpisode(path, f"cannot be read: {error}") from None
     for key, array in episode.items():
-        if key not in ('image', 'action'):
+        if key not in ("image", "action"):
             episode[key] = array = array.reshape(length)
-        if key != 'image' and not np.isfinite(array).all():
+        if key != "image" and not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise DamagedEpisode(path, f'{key} holds a number that is not finite, in row {row}')
+            raise DamagedEpisode(path, f"{key} holds a number that is not finite, in row {row}")
     return episode
 
 
 def scan(
-    directory: str | Path, kind: str = 'target'
+    directory: str | Path, kind: str = "target"
 ) -> tuple[list[EpisodeInfo], list[DamagedEpisode]]:
     """Look at all `*.npz` of a directory, reading headers only.
 
@@ -157,9 +157,9 @@ def scan(
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise UserError(f'{directory}: no such directory of episodes')
+        raise UserError(f"{directory}: no such directory of episodes")
     episodes, damaged = [], []
-    for path in sorted(directory.glob('*.npz')):
+    for path in sorted(directory.glob("*.npz")):
         try:
             status = os.stat(path)
             headers = _headers(path)
@@ -172,11 +172,11 @@ def scan(
 
 
 def _stored(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == 'f':
+    if array.dtype.kind == "f":
         return array.astype(np.float32)
-    if array.dtype.kind == 'b':
+    if array.dtype.kind == "b":
         return array.astype(np.uint8)
-    return array.astype(np.int32) if array.dtype.kind in 'iu' and array.dtype != np.uint8 else array
+    return array.astype(np.int32) if array.dtype.kind in "iu" and array.dtype != np.uint8 else array
 
 
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -184,9 +184,9 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         return npz_headers(path)
     except READ_ERRORS as error:
         reason = (
-            'empty file'
+            "empty file"
             if path.exists() and not path.stat().st_size
-            else f'no whole npz archive ({error})'
+            else f"no whole npz archive ({error})"
         )
         raise DamagedEpisode(path, reason) from None
 
@@ -198,29 +198,29 @@ def _check_headers(
     for key in KEYS[kind]:
         if key not in headers and key not in OPTIONAL:
             raise DamagedEpisode(
-                path, f'key {key!r} is missing; found: {", ".join(headers) or "nothing"}'
+                path, f"key {key!r} is missing; found: {', '.join(headers) or 'nothing'}"
             )
-    length = headers['image'][0][0] if headers['image'][0] else 0
+    length = headers["image"][0][0] if headers["image"][0] else 0
     for key in KEYS[kind]:
         if key not in headers:
             continue
         shape, dtype = headers[key]
         if dtype.hasobject:
             raise DamagedEpisode(
-                path, f'{key} holds pickled Python objects, which are never read; numbers expected'
+                path, f"{key} holds pickled Python objects, which are never read; numbers expected"
             )
-        if key == 'image':
+        if key == "image":
             if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
                 raise DamagedEpisode(
-                    path, f'image is {dtype} {list(shape)}; uint8 [n, H, W, 3] expected'
+                    path, f"image is {dtype} {list(shape)}; uint8 [n, H, W, 3] expected"
                 )
             continue
-        if dtype.kind not in 'fiub':
-            raise DamagedEpisode(path, f'{key} is {dtype}; numbers expected')
-        good = len(shape) == 2 and shape[1] > 0 if key == 'action' else shape[1:] in ((), (1,))
+        if dtype.kind not in "fiub":
+            raise DamagedEpisode(path, f"{key} is {dtype}; numbers expected")
+        good = len(shape) == 2 and shape[1] > 0 if key == "action" else shape[1:] in ((), (1,))
         if not good or shape[0] != length:
-            expected = f'[{length}, A]' if key == 'action' else f'[{length}]'
+            expected = f"[{length}, A]" if key == "action" else f"[{length}]"
             raise DamagedEpisode(
-                path, f'{key} is {list(shape)}; {expected} expected for {length} frames'
+                path, f"{key} is {list(shape)}; {expected} expected for {length} frames"
             )
     return length

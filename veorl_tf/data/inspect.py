@@ -32,19 +32,19 @@ def inspect_directory(path: str | Path, progress: Callable[[int, int], None] | N
             damaged.append(error)
         else:
             whole.append(info)
-            if kind == 'target':
-                reward, action = episode['reward'], episode['action']
-                numbers.append((reward.sum(), episode['success'].max(), reward.min(), reward.max()))
+            if kind == "target":
+                reward, action = episode["reward"], episode["action"]
+                numbers.append((reward.sum(), episode["success"].max(), reward.min(), reward.max()))
                 bounds.append((action.min(0), action.max(0)))
         if progress:
             progress(done, len(infos))
     rows = [
-        ('directory', str(path)),
+        ("directory", str(path)),
         (
-            'kind',
+            "kind",
             {
-                'target': 'target (images, actions, rewards)',
-                'source': 'source videos (images alone)',
+                "target": "target (images, actions, rewards)",
+                "source": "source videos (images alone)",
             }[kind],
         ),
     ]
@@ -52,14 +52,14 @@ def inspect_directory(path: str | Path, progress: Callable[[int, int], None] | N
         rows += _size_rows(whole)
     if numbers:
         rows += _number_rows(
-            np.array(numbers), bounds, any('success' in info.arrays for info in whole)
+            np.array(numbers), bounds, any("success" in info.arrays for info in whole)
         )
-    rows.append(('damaged files', str(len(damaged))))
-    rows += [('', f'{error.path.name}: {error.reason}') for error in damaged[:_SHOWN_DAMAGED]]
+    rows.append(("damaged files", str(len(damaged))))
+    rows += [("", f"{error.path.name}: {error.reason}") for error in damaged[:_SHOWN_DAMAGED]]
     if len(damaged) > _SHOWN_DAMAGED:
-        rows.append(('', f'and {len(damaged) - _SHOWN_DAMAGED} more'))
+        rows.append(("", f"and {len(damaged) - _SHOWN_DAMAGED} more"))
     width = max(len(name) for name, _ in rows)
-    return '\n'.join(f'{name:<{width}}  {text}'.rstrip() for name, text in rows)
+    return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
 
 
 def contact_sheet(path: str | Path, episodes: int = 8, columns: int = 10) -> np.ndarray:
@@ -74,25 +74,25 @@ def contact_sheet(path: str | Path, episodes: int = 8, columns: int = 10) -> np.
     frames = []
     for info in _spaced(infos, episodes):
         try:
-            image = load_episode(info.path, KEYS['source'])['image']
+            image = load_episode(info.path, KEYS["source"])["image"]
         except DamagedEpisode as error:
             damaged.append(error)
         else:
             frames.append(image[np.linspace(0, len(image) - 1, columns).round().astype(int)])
     if not frames:
-        raise UserError(f'no episode can be read: {damaged[0]}')
+        raise UserError(f"no episode can be read: {damaged[0]}")
     return grid(np.concatenate(frames), columns)
 
 
 def _look(path: str | Path) -> tuple[str, list[EpisodeInfo], list[DamagedEpisode]]:
     """Kind, episodes and damaged files: target data when most files have rewards or actions."""
-    infos, damaged = scan(path, 'source')
+    infos, damaged = scan(path, "source")
     if not infos and not damaged:
-        raise UserError(f'{path}: no episode (*.npz) in this directory')
-    with_numbers = sum('reward' in info.arrays or 'action' in info.arrays for info in infos)
+        raise UserError(f"{path}: no episode (*.npz) in this directory")
+    with_numbers = sum("reward" in info.arrays or "action" in info.arrays for info in infos)
     if 2 * with_numbers > len(infos):
-        return 'target', *scan(path, 'target')
-    return 'source', infos, damaged
+        return "target", *scan(path, "target")
+    return "source", infos, damaged
 
 
 def _size_rows(infos: Sequence[EpisodeInfo]) -> list[tuple[str, str]]:
@@ -101,19 +101,19 @@ def _size_rows(infos: Sequence[EpisodeInfo]) -> list[tuple[str, str]]:
     for info in infos:
         for key, (shape, dtype) in info.arrays.items():
             layouts.setdefault(key, Counter())[
-                f'{dtype} [{", ".join(["n", *map(str, shape[1:])])}]'
+                f"{dtype} [{', '.join(['n', *map(str, shape[1:])])}]"
             ] += 1
     rows = [
-        ('episodes', f'{len(infos):,}'),
-        ('frames', f'{lengths.sum():,} ({lengths.sum() - len(infos):,} steps)'),
-        ('lengths', f'{_spread(lengths, "{:.0f}")} frames'),
-        ('size on disk', f'{sum(info.size for info in infos) / 1e6:,.1f} MB'),
+        ("episodes", f"{len(infos):,}"),
+        ("frames", f"{lengths.sum():,} ({lengths.sum() - len(infos):,} steps)"),
+        ("lengths", f"{_spread(lengths, '{:.0f}')} frames"),
+        ("size on disk", f"{sum(info.size for info in infos) / 1e6:,.1f} MB"),
     ]
     for i, (key, layout) in enumerate(layouts.items()):
-        text = '; '.join(
-            name if count == len(infos) else f'{name} in {count}' for name, count in layout.items()
+        text = "; ".join(
+            name if count == len(infos) else f"{name} in {count}" for name, count in layout.items()
         )
-        rows.append(('keys' if not i else '', f'{key}: {text}'))
+        rows.append(("keys" if not i else "", f"{key}: {text}"))
     return rows
 
 
@@ -122,24 +122,24 @@ def _number_rows(
 ) -> list[tuple[str, str]]:
     returns, success = numbers[:, 0], numbers[:, 1] > 0
     rows = [
-        ('return', _spread(returns, '{:.2f}')),
+        ("return", _spread(returns, "{:.2f}")),
         (
-            'success',
-            f'{success.mean():.1%} of the episodes, at any step' if has_success else 'not recorded',
+            "success",
+            f"{success.mean():.1%} of the episodes, at any step" if has_success else "not recorded",
         ),
-        ('reward', f'{numbers[:, 2].min():.4g} to {numbers[:, 3].max():.4g}'),
+        ("reward", f"{numbers[:, 2].min():.4g} to {numbers[:, 3].max():.4g}"),
     ]
     for size in sorted({len(low) for low, _ in bounds}):
         low = np.min([low for low, _ in bounds if len(low) == size], 0)
         high = np.max([high for _, high in bounds if len(high) == size], 0)
-        text = ', '.join(f'{a:.3g} to {b:.3g}' for a, b in zip(low, high, strict=True))
-        rows.append(('action', f'{size} numbers: {text}'))
+        text = ", ".join(f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True))
+        rows.append(("action", f"{size} numbers: {text}"))
     return rows
 
 
 def _spread(values: np.ndarray, form: str) -> str:
     low, mean, high = (form.format(v) for v in (values.min(), values.mean(), values.max()))
-    return f'mean {mean}, from {low} to {high}'
+    return f"mean {mean}, from {low} to {high}"
 
 
 def _spaced(items: Sequence, count: int) -> list:

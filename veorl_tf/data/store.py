@@ -30,11 +30,11 @@ from veorl_tf.data.episodes import KEYS, DamagedEpisode, EpisodeInfo, load_episo
 
 FORMAT = 1
 _FILES = {
-    'image': 'image.u8',
-    'action': 'action.f32',
-    'reward': 'reward.f32',
-    'discount': 'discount.f32',
-    'success': 'success.f32',
+    "image": "image.u8",
+    "action": "action.f32",
+    "reward": "reward.f32",
+    "discount": "discount.f32",
+    "success": "success.f32",
 }
 _MARGIN = 64 << 20  # bytes that a build leaves free for everything else
 
@@ -69,23 +69,23 @@ class FrameStore:
     """
 
     def __init__(self, directory: Path, source: Path, header: dict):
-        self.directory, self.source, self.kind = directory, source, header['kind']
-        shapes, rows = header['shapes'], sum(header['lengths'])
+        self.directory, self.source, self.kind = directory, source, header["kind"]
+        shapes, rows = header["shapes"], sum(header["lengths"])
         self.arrays = {
             key: _open_rows(directory / _FILES[key], key, (rows, *shapes[key]))
             for key in KEYS[self.kind]
         }
-        lengths = np.array(header['lengths'], np.int64)
-        self.episodes = Episodes(tuple(header['names']), np.cumsum(lengths) - lengths, lengths)
-        self.damaged = [tuple(entry) for entry in header['damaged']]
-        self.recipe = header['recipe']
+        lengths = np.array(header["lengths"], np.int64)
+        self.episodes = Episodes(tuple(header["names"]), np.cumsum(lengths) - lengths, lengths)
+        self.damaged = [tuple(entry) for entry in header["damaged"]]
+        self.recipe = header["recipe"]
 
     @classmethod
     def build_or_open(
         cls,
         source: str | Path,
         cache: str | Path,
-        kind: str = 'target',
+        kind: str = "target",
         progress: Callable[[int, int], None] | None = None,
     ) -> FrameStore:
         """Open the store of a directory of episodes, building it first where needed.
@@ -103,27 +103,27 @@ class FrameStore:
         infos, damaged = scan(source, kind)
         recipe = _recipe(infos, damaged, kind)
         place = hashlib.blake2b(str(source).encode(), digest_size=4).hexdigest()
-        directory = Path(cache) / f'{source.name}-{kind}-{place}'
+        directory = Path(cache) / f"{source.name}-{kind}-{place}"
         if directory.exists():
             try:
                 return cls(directory, source, _read_header(directory, recipe))
             except _Stale as stale:
                 if str(stale):
-                    warn(f'{directory}: {stale}; building it again')
+                    warn(f"{directory}: {stale}; building it again")
         _build(directory, source, infos, damaged, kind, recipe, progress)
         return cls(directory, source, _read_header(directory, recipe))
 
     def __len__(self) -> int:
-        return len(self.arrays['image'])
+        return len(self.arrays["image"])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return self.arrays['image'].shape[1:]
+        return self.arrays["image"].shape[1:]
 
     @property
     def action_size(self) -> int:
         """Size of the action; 0 in a source store."""
-        return self.arrays['action'].shape[1] if 'action' in self.arrays else 0
+        return self.arrays["action"].shape[1] if "action" in self.arrays else 0
 
     def split(self, fraction: float = 0.1, seed: int = 0) -> tuple[Episodes, Episodes]:
         """Training and validation episodes, the same for the same names, fraction and seed.
@@ -133,7 +133,7 @@ class FrameStore:
         """
         count = len(self.episodes)
         held_out = min(max(1, round(fraction * count)), count - 1) if fraction > 0 else 0
-        order = seeds.generator(seed, 'data', 'split').permutation(count)
+        order = seeds.generator(seed, "data", "split").permutation(count)
         return self.episodes[np.sort(order[held_out:])], self.episodes[np.sort(order[:held_out])]
 
     def column(self, name: str, key: str) -> np.ndarray | None:
@@ -145,7 +145,7 @@ class FrameStore:
         if not path.exists():
             return None
         try:
-            array = np.load(path, mmap_mode='r', allow_pickle=False)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError):
             return None
         return array if len(array) == len(self) else None
@@ -159,9 +159,9 @@ class FrameStore:
         blocks = iter(blocks)
         first = np.asarray(next(blocks))
         header = {
-            'descr': np.lib.format.dtype_to_descr(first.dtype),
-            'fortran_order': False,
-            'shape': (len(self), *first.shape[1:]),
+            "descr": np.lib.format.dtype_to_descr(first.dtype),
+            "fortran_order": False,
+            "shape": (len(self), *first.shape[1:]),
         }
         rows = 0
         with atomic_write(self._column_path(name, key)) as file:
@@ -170,13 +170,13 @@ class FrameStore:
                 block = np.asarray(block)
                 if block.shape[1:] != first.shape[1:] or block.dtype != first.dtype:
                     raise ValueError(
-                        f'column {name!r}: {block.dtype} {block.shape} '
-                        f'after {first.dtype} {first.shape}'
+                        f"column {name!r}: {block.dtype} {block.shape} "
+                        f"after {first.dtype} {first.shape}"
                     )
                 file.write(block.tobytes())
                 rows += len(block)
             if rows != len(self):
-                raise ValueError(f'column {name!r}: {rows} rows for {len(self)} frames')
+                raise ValueError(f"column {name!r}: {rows} rows for {len(self)} frames")
         return self.column(name, key)
 
     def remove_column(self, name: str, key: str) -> None:
@@ -184,9 +184,9 @@ class FrameStore:
         self._column_path(name, key).unlink(missing_ok=True)
 
     def _column_path(self, name: str, key: str) -> Path:
-        if not re.fullmatch(r'[A-Za-z0-9_]+', name) or not re.fullmatch(r'[A-Za-z0-9_-]+', key):
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not re.fullmatch(r"[A-Za-z0-9_-]+", key):
             raise ValueError(f'column {name!r}, key {key!r}: letters, digits and "_" expected')
-        return self.directory / 'columns' / f'{name}-{key}.npy'
+        return self.directory / "columns" / f"{name}-{key}.npy"
 
 
 class _Stale(Exception):
@@ -204,17 +204,17 @@ def _recipe(infos: Sequence[EpisodeInfo], damaged: Sequence[DamagedEpisode], kin
 
 def _read_header(directory: Path, recipe: str) -> dict:
     try:
-        header = json.loads((directory / 'header.json').read_text(encoding='utf-8'))
-        if header['recipe'] != recipe:
+        header = json.loads((directory / "header.json").read_text(encoding="utf-8"))
+        if header["recipe"] != recipe:
             raise _Stale
-        rows = sum(header['lengths'])
-        for key in KEYS[header['kind']]:
+        rows = sum(header["lengths"])
+        for key in KEYS[header["kind"]]:
             size = (directory / _FILES[key]).stat().st_size
-            expected = _row_bytes(key, header['shapes'][key]) * rows
+            expected = _row_bytes(key, header["shapes"][key]) * rows
             if size != expected:
-                raise _Stale(f'{_FILES[key]} has {size} bytes, {expected} expected')
+                raise _Stale(f"{_FILES[key]} has {size} bytes, {expected} expected")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Stale(f'the store is damaged ({error!r})') from None
+        raise _Stale(f"the store is damaged ({error!r})") from None
     return header
 
 
@@ -228,15 +228,15 @@ def _build(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     if not infos:
-        first = f'; the first of {len(damaged)} damaged files: {damaged[0]}' if damaged else ''
-        raise UserError(f'{source}: no {kind} episode (*.npz) that can be read{first}')
+        first = f"; the first of {len(damaged)} damaged files: {damaged[0]}" if damaged else ""
+        raise UserError(f"{source}: no {kind} episode (*.npz) that can be read{first}")
     _check_shapes(infos, kind)
     shapes = {
-        'image': infos[0].image_shape,
-        'action': (infos[0].action_size,),
-        'reward': (),
-        'discount': (),
-        'success': (),
+        "image": infos[0].image_shape,
+        "action": (infos[0].action_size,),
+        "reward": (),
+        "discount": (),
+        "success": (),
     }
     shapes = {key: shapes[key] for key in KEYS[kind]}
     need = sum(info.length for info in infos) * sum(
@@ -245,16 +245,16 @@ def _build(
     free = free_bytes(directory)
     if free < need + _MARGIN:
         raise MachineError(
-            f'{directory}: the frame store of {source} needs {need:,} bytes and {_MARGIN:,} to '
-            f'spare, '
-            f'{free:,} are free; free some or choose another --datadir'
+            f"{directory}: the frame store of {source} needs {need:,} bytes and {_MARGIN:,} to "
+            f"spare, "
+            f"{free:,} are free; free some or choose another --datadir"
         )
     damaged = [(error.path.name, error.reason) for error in damaged]
     names, lengths = [], []
     with atomic_directory(directory) as temporary:
         with ExitStack() as stack:
             files = {
-                key: stack.enter_context(open(temporary / _FILES[key], 'wb')) for key in shapes
+                key: stack.enter_context(open(temporary / _FILES[key], "wb")) for key in shapes
             }
             for done, info in enumerate(infos, 1):
                 try:
@@ -265,48 +265,48 @@ def _build(
                     for key, file in files.items():
                         file.write(np.ascontiguousarray(episode[key]).data)
                     names.append(info.path.name)
-                    lengths.append(len(episode['image']))
+                    lengths.append(len(episode["image"]))
                 if progress:
                     progress(done, len(infos))
         if not names:
             raise UserError(
-                f'{source}: no {kind} episode that can be read; the first: '
-                f'{damaged[0][0]}: {damaged[0][1]}'
+                f"{source}: no {kind} episode that can be read; the first: "
+                f"{damaged[0][0]}: {damaged[0][1]}"
             )
         header = {
-            'format': FORMAT,
-            'kind': kind,
-            'recipe': recipe,
-            'source': str(source),
-            'shapes': shapes,
-            'names': names,
-            'lengths': lengths,
-            'damaged': sorted(damaged),
+            "format": FORMAT,
+            "kind": kind,
+            "recipe": recipe,
+            "source": str(source),
+            "shapes": shapes,
+            "names": names,
+            "lengths": lengths,
+            "damaged": sorted(damaged),
         }
-        (temporary / 'header.json').write_text(json.dumps(header), encoding='utf-8')
+        (temporary / "header.json").write_text(json.dumps(header), encoding="utf-8")
     for name, reason in damaged:
-        warn(f'damaged episode left out: {source / name}: {reason}')
+        warn(f"damaged episode left out: {source / name}: {reason}")
 
 
 def _check_shapes(infos: Sequence[EpisodeInfo], kind: str) -> None:
     """One store has one image size and one action size."""
 
     def shape(info: EpisodeInfo) -> tuple:
-        return info.image_shape, info.action_size if kind == 'target' else 0
+        return info.image_shape, info.action_size if kind == "target" else 0
 
     counts = Counter(map(shape, infos))
     usual = counts.most_common(1)[0][0]
     odd = next((info for info in infos if shape(info) != usual), None)
     if odd:
         raise UserError(
-            f'{odd.path}: image {list(odd.image_shape)} with {odd.action_size} actions among '
-            f'episodes of {list(usual[0])} with {usual[1]}; a directory holds one shape'
+            f"{odd.path}: image {list(odd.image_shape)} with {odd.action_size} actions among "
+            f"episodes of {list(usual[0])} with {usual[1]}; a directory holds one shape"
         )
 
 
 def _row_bytes(key: str, shape: Sequence[int]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * (1 if key == 'image' else 4)
+    return int(np.prod(shape, dtype=np.int64)) * (1 if key == "image" else 4)
 
 
 def _open_rows(path: Path, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.memmap(path, np.uint8 if key == 'image' else np.float32, 'r', shape=shape)
+    return np.memmap(path, np.uint8 if key == "image" else np.float32, "r", shape=shape)

@@ -20,7 +20,7 @@ def random_episode(
         image uint8 [n, S, S, 3], action float32 [n, A], reward, discount, success float32 [n]; row
         0 of action and reward is zero.
     """
-    rng = seeds.generator(seed, 'data', 'random_episode')
+    rng = seeds.generator(seed, "data", "random_episode")
     if discrete:
         action = np.eye(action_size, dtype=np.float32)[rng.integers(action_size, size=length)]
     else:
@@ -28,9 +28,9 @@ def random_episode(
     reward = rng.uniform(0, 1, length).astype(np.float32)
     action[0], reward[0] = 0, 0
     return {
-        'image': rng.integers(0, 256, (length, image_size, image_size, 3), np.uint8),
-        'action': action,
-        'reward': reward,
-        'discount': np.ones(length, np.float32),
-        'success': (reward > 0.8).astype(np.float32),
+        "image": rng.integers(0, 256, (length, image_size, image_size, 3), np.uint8),
+        "action": action,
+        "reward": reward,
+        "discount": np.ones(length, np.float32),
+        "success": (reward > 0.8).astype(np.float32),
     }

@@ -47,14 +47,14 @@ class WindowSampler:
     ):
         if length < 1 or batch < 1:
             raise UserError(
-                f'windows of {length} frames in batches of {batch}: both must be at least 1'
+                f"windows of {length} frames in batches of {batch}: both must be at least 1"
             )
         eligible = np.flatnonzero(episodes.lengths > length)
         if not len(eligible):
             longest = int(episodes.lengths.max()) if len(episodes) else 0
             raise UserError(
-                f'{store.source}: no episode is long enough for windows of {length} frames: '
-                f'the longest of {len(episodes)} has {longest} frames, {length + 1} are needed'
+                f"{store.source}: no episode is long enough for windows of {length} frames: "
+                f"the longest of {len(episodes)} has {longest} frames, {length + 1} are needed"
             )
         self.episodes = episodes[eligible]
         self.length, self.batch, self.oversample_ends = length, batch, oversample_ends
@@ -120,7 +120,7 @@ class Batches:
         self._queue: queue.Queue = queue.Queue(max(1, prefetch))
         self._closed = threading.Event()
         self._thread = threading.Thread(
-            target=self._fetch, args=(start,), name=f'batches-{stage}', daemon=True
+            target=self._fetch, args=(start,), name=f"batches-{stage}", daemon=True
         )
         self._thread.start()
 

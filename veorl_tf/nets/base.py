@@ -45,7 +45,7 @@ def flatten_leading(x: tf.Tensor, inner: int) -> tuple[tf.Tensor, list]:
     rank = len(x.shape)
     dynamic = tf.shape(x)
     sizes = [x.shape[i] if x.shape[i] is not None else dynamic[i] for i in range(rank)]
-    return tf.reshape(x, [-1] + sizes[rank - inner:]), sizes[: rank - inner]
+    return tf.reshape(x, [-1] + sizes[rank - inner :]), sizes[: rank - inner]
 
 
 def linear(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -76,7 +76,7 @@ class Dense(Net):
     def part(self, index: int, x: tf.Tensor) -> tf.Tensor:
         """The product of part `index`, `[..., widths[index]] -> [..., units]`; no bias."""
         start = sum(self.widths[:index])
-        kernel = self.value(self.kernel)[start: start + self.widths[index]]
+        kernel = self.value(self.kernel)[start : start + self.widths[index]]
         return linear(self.cast(x), kernel)
 
     def with_bias(self, x: tf.Tensor) -> tf.Tensor:
@@ -99,8 +99,9 @@ class MLP(Net):
     def __init__(self, name, width, units, layers, out, activation="elu", dtype="float32"):
         super().__init__(name, dtype)
         widths = [width] + [units] * layers
-        self.hidden = [Dense(f"hidden{i}", widths[i], units, activation, dtype)
-                       for i in range(layers)]
+        self.hidden = [
+            Dense(f"hidden{i}", widths[i], units, activation, dtype) for i in range(layers)
+        ]
         self.out = Dense("out", widths[-1], out, dtype=dtype)
 
     def build(self):

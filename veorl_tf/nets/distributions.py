@@ -28,8 +28,8 @@ class GaussianLatent:
     """Diagonal Gaussian of `size` numbers; statistics `mean`, `std` `[..., size]`."""
 
     def __init__(self, size: int, min_std: float = 0.1):
-        self.size = size            # width of a sample
-        self.outputs = 2 * size     # width of the layer that predicts it
+        self.size = size  # width of a sample
+        self.outputs = 2 * size  # width of the layer that predicts it
         self.noise_shape = (size,)
         self.min_std = min_std
         self.shapes = {"mean": (size,), "std": (size,)}
@@ -186,5 +186,6 @@ def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
 
 def _leading(x: tf.Tensor, inner: int = 1) -> list:
     dynamic = tf.shape(x)
-    return [x.shape[i] if x.shape[i] is not None else dynamic[i]
-            for i in range(len(x.shape) - inner)]
+    return [
+        x.shape[i] if x.shape[i] is not None else dynamic[i] for i in range(len(x.shape) - inner)
+    ]

@@ -19,8 +19,10 @@ class LossScale:
 
     @property
     def state(self) -> dict[str, tf.Variable]:
-        return {f"loss_scale/{self.name}/scale": self.scale,
-                f"loss_scale/{self.name}/finite_run": self.finite_run}
+        return {
+            f"loss_scale/{self.name}/scale": self.scale,
+            f"loss_scale/{self.name}/finite_run": self.finite_run,
+        }
 
     def reset(self) -> None:
         self.scale.assign(self.FIRST if self.active else 1.0)
@@ -47,8 +49,15 @@ class Adam:
 
     BETA1, BETA2 = 0.9, 0.999
 
-    def __init__(self, name: str, variables: dict[str, tf.Variable], lr: float, eps: float = 1e-5,
-                 clip: float = 100.0, decay: float = 0.0):
+    def __init__(
+        self,
+        name: str,
+        variables: dict[str, tf.Variable],
+        lr: float,
+        eps: float = 1e-5,
+        clip: float = 100.0,
+        decay: float = 0.0,
+    ):
         self.name, self.variables = name, dict(variables)
         self.lr, self.eps, self.clip, self.decay = lr, eps, clip, decay
         zeros = lambda v: tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
@@ -60,8 +69,11 @@ class Adam:
     @property
     def state(self) -> dict[str, tf.Variable]:
         """Everything that a checkpoint must hold, by path."""
-        slots = {f"{slot}/{path}": v for slot, table in (("m", self.m), ("v", self.v))
-                 for path, v in table.items()}
+        slots = {
+            f"{slot}/{path}": v
+            for slot, table in (("m", self.m), ("v", self.v))
+            for path, v in table.items()
+        }
         state = {"steps": self.steps, "skipped": self.skipped, **slots}
         return {f"optimizer/{self.name}/{k}": v for k, v in state.items()}
 

@@ -9,9 +9,9 @@ from veorl_tf.nets.distributions import straight_through
 
 
 class Quantised(NamedTuple):
-    code: tf.Tensor     # [..., Dc] exactly a row of the codebook; gradient of the input
-    index: tf.Tensor    # [...] int32, which row
-    loss: tf.Tensor     # [...] codebook loss + beta * commitment loss, mean over Dc
+    code: tf.Tensor  # [..., Dc] exactly a row of the codebook; gradient of the input
+    index: tf.Tensor  # [...] int32, which row
+    loss: tf.Tensor  # [...] codebook loss + beta * commitment loss, mean over Dc
 
 
 class Codebook(Net):
@@ -80,7 +80,8 @@ def usage(index: tf.Tensor, entries: int, mask: tf.Tensor | None = None) -> dict
     """
     weight = tf.ones_like(index, tf.float32) if mask is None else tf.cast(mask, tf.float32)
     counts = tf.math.unsorted_segment_sum(
-        tf.reshape(weight, [-1]), tf.reshape(index, [-1]), entries)
+        tf.reshape(weight, [-1]), tf.reshape(index, [-1]), entries
+    )
     share = counts / tf.maximum(tf.reduce_sum(counts), 1.0)
     entropy = -tf.reduce_sum(tf.math.xlogy(share, share))
     return {"perplexity": tf.exp(entropy), "used": tf.reduce_mean(tf.cast(counts > 0, tf.float32))}

@@ -42,8 +42,18 @@ class RSSM(Net):
     """`deter`, `hidden` sizes; `latent` a distribution of `nets.distributions`; `action` and
     `embed` are the widths of what drives it and of what it observes."""
 
-    def __init__(self, name, action, embed, deter, hidden, latent, activation="elu",
-                 unroll=True, dtype="float32"):
+    def __init__(
+        self,
+        name,
+        action,
+        embed,
+        deter,
+        hidden,
+        latent,
+        activation="elu",
+        unroll=True,
+        dtype="float32",
+    ):
         super().__init__(name, dtype)
         self.latent, self.deter, self.unroll = latent, deter, unroll
         self.action_size = action
@@ -57,15 +67,24 @@ class RSSM(Net):
         self.obs_dist = Dense("obs_dist", hidden, latent.outputs, dtype=dtype)
 
     def build(self):
-        for layer in (self.img_in, self.cell, self.img_out, self.img_dist, self.obs_out,
-                      self.obs_dist):
+        for layer in (
+            self.img_in,
+            self.cell,
+            self.img_out,
+            self.img_dist,
+            self.obs_out,
+            self.obs_dist,
+        ):
             layer.build()
 
     def initial(self, batch) -> State:
         """The state before the first frame: all zeros, statistics included."""
         stats = {k: tf.zeros([batch, *shape]) for k, shape in self.latent.shapes.items()}
-        return {"deter": tf.zeros([batch, self.deter], self.compute_dtype),
-                "stoch": tf.zeros([batch, self.latent.size]), **stats}
+        return {
+            "deter": tf.zeros([batch, self.deter], self.compute_dtype),
+            "stoch": tf.zeros([batch, self.latent.size]),
+            **stats,
+        }
 
     def features(self, state: State) -> tf.Tensor:
         """`[..., S + D]`: the sample, then the deterministic part, in the compute type."""

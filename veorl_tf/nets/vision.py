@@ -35,8 +35,15 @@ class Encoder(Net):
         super().__init__(name, dtype)
         self.size = 2 * 2 * 8 * depth
         self.convs = [
-            keras.layers.Conv2D(depth * 2**i, kernel, 2, "valid", activation=activation,
-                                name=f"conv{i}", **self.leaf)
+            keras.layers.Conv2D(
+                depth * 2**i,
+                kernel,
+                2,
+                "valid",
+                activation=activation,
+                name=f"conv{i}",
+                **self.leaf,
+            )
             for i, kernel in enumerate(self.KERNELS)
         ]
 
@@ -65,8 +72,15 @@ class Decoder(Net):
         self.dense = Dense("dense", width, 32 * depth, dtype=dtype)
         channels = (4 * depth, 2 * depth, depth, 3)
         self.deconvs = [
-            keras.layers.Conv2DTranspose(c, kernel, 2, "valid", name=f"deconv{i}",
-                                         activation=activation if i < 3 else None, **self.leaf)
+            keras.layers.Conv2DTranspose(
+                c,
+                kernel,
+                2,
+                "valid",
+                name=f"deconv{i}",
+                activation=activation if i < 3 else None,
+                **self.leaf,
+            )
             for i, (c, kernel) in enumerate(zip(channels, self.KERNELS))
         ]
 

@@ -18,12 +18,14 @@ from veorl_tf.core.progress import duration, progress
 from veorl_tf.data.episodes import DamagedEpisode, load_episode, save_episode, scan
 from veorl_tf.run.simulators import simulator_errors
 
-STAMP = "20000101T000000"     # datasets come out the same whenever they are made
+STAMP = "20000101T000000"  # datasets come out the same whenever they are made
 RECIPE = "recipe.json"
-EPISODE_KEYS = {"target": ("image", "action", "reward", "discount", "success"),
-                "source": ("image",)}
+EPISODE_KEYS = {
+    "target": ("image", "action", "reward", "discount", "success"),
+    "source": ("image",),
+}
 EPISODES_PER_SEED = 1_000_000
-LAST_SEED = 999               # beyond lie the goal seeds of evaluations
+LAST_SEED = 999  # beyond lie the goal seeds of evaluations
 
 
 @dataclass(frozen=True)
@@ -55,32 +57,50 @@ class Recipe:
 def target_recipe(task: str, quality: str, episodes: int, seed: int, env: Mapping) -> Recipe:
     """Episodes of `task` under its scripted policies at a named quality."""
     from envs import TASKS, experts
+
     if task not in TASKS():
         raise UserError(f"--task {task}: no simulator has it, so no dataset can be made")
     if quality not in experts.QUALITIES:
         raise UserError(f"quality {quality!r}: one of {', '.join(experts.QUALITIES)}")
     _in_range("data.collect_episodes", episodes, 1, EPISODES_PER_SEED)
     _in_range("data.seed", seed, 0, LAST_SEED)
-    jobs = tuple(dict(task=task, quality=quality, seed=seed * EPISODES_PER_SEED + i, **env)
-                 for i in range(episodes))
-    details = {"noise": asdict(experts.noise_of(task, experts.setting_of(env))),
-               "mixture": experts.MIXTURE}
+    jobs = tuple(
+        dict(task=task, quality=quality, seed=seed * EPISODES_PER_SEED + i, **env)
+        for i in range(episodes)
+    )
+    details = {
+        "noise": asdict(experts.noise_of(task, experts.setting_of(env))),
+        "mixture": experts.MIXTURE,
+    }
     return Recipe(f"{task}-{quality}", "target", "envs.experts:rollout", jobs, details)
 
 
 def source_recipe(clips: int, frames: int, seed: int, image_size: int) -> Recipe:
     """Clips of the Fetch arms: every task, several cameras, scripted and random behaviour."""
     from envs import fetch
+
     _in_range("data.source_clips", clips, 1, EPISODES_PER_SEED)
     _in_range("data.source_frames", frames, 1, EPISODES_PER_SEED)
     _in_range("data.seed", seed, 0, LAST_SEED)
-    worlds = [(kind, camera, behaviour) for behaviour in fetch.BEHAVIOURS
-              for kind in fetch.KINDS for camera in fetch.CLIP_CAMERAS]
+    worlds = [
+        (kind, camera, behaviour)
+        for behaviour in fetch.BEHAVIOURS
+        for kind in fetch.KINDS
+        for camera in fetch.CLIP_CAMERAS
+    ]
     jobs = []
     for i in range(clips):
         kind, camera, behaviour = worlds[i % len(worlds)]
-        jobs.append(dict(kind=kind, camera=camera, behaviour=behaviour,
-                         seed=seed * EPISODES_PER_SEED + i, length=frames, image_size=image_size))
+        jobs.append(
+            dict(
+                kind=kind,
+                camera=camera,
+                behaviour=behaviour,
+                seed=seed * EPISODES_PER_SEED + i,
+                length=frames,
+                image_size=image_size,
+            )
+        )
     return Recipe("fetch-clips", "source", "envs.fetch:source_clip", tuple(jobs))
 
 
@@ -98,8 +118,11 @@ def make_dataset(recipe: Recipe, directory: Path, workers: int) -> Path:
         return directory
     todo = [i for i in range(len(recipe.jobs)) if i not in done]
     _check_disk(recipe, directory, len(todo))
-    with simulator_errors(), StopRequest() as stop, \
-            progress(len(recipe.jobs), len(done), f"making {recipe.name}", "episodes") as bar:
+    with (
+        simulator_errors(),
+        StopRequest() as stop,
+        progress(len(recipe.jobs), len(done), f"making {recipe.name}", "episodes") as bar,
+    ):
         _run(recipe, directory, todo, workers, bar, stop)
     summary = summarise(recipe, directory)
     with atomic_write(directory / RECIPE, "w") as file:
@@ -109,8 +132,10 @@ def make_dataset(recipe: Recipe, directory: Path, workers: int) -> Path:
 
 def _run(recipe, directory, todo, workers, bar, stop) -> None:
     from envs.workers import WorkerFailure, run_jobs
-    results = run_jobs(recipe.function, [dict(recipe.jobs[i]) for i in todo],
-                       min(workers, max(1, len(todo))))
+
+    results = run_jobs(
+        recipe.function, [dict(recipe.jobs[i]) for i in todo], min(workers, max(1, len(todo)))
+    )
     for position, episode in results:
         index = todo[position]
         if isinstance(episode, WorkerFailure):
@@ -133,8 +158,10 @@ def _present(recipe: Recipe, directory: Path, thorough: bool) -> set[int]:
     for path in [*(info.path for info in infos), *(error.path for error in damaged)]:
         ident = path.stem.removeprefix(f"{STAMP}-").split("-")[0]
         if ident not in indices:
-            raise UserError(f"{path}: no episode of this recipe ({recipe.name}, {recipe.hash}); "
-                            f"name another folder")
+            raise UserError(
+                f"{path}: no episode of this recipe ({recipe.name}, {recipe.hash}); "
+                f"name another folder"
+            )
         present[path] = indices[ident]
     for path in [info.path for info in infos] if thorough else []:
         try:
@@ -150,16 +177,22 @@ def _present(recipe: Recipe, directory: Path, thorough: bool) -> set[int]:
 
 def summarise(recipe: Recipe, directory: Path) -> dict:
     """What a finished dataset holds: recipe, returns, success."""
-    summary = {"name": recipe.name, "kind": recipe.kind, "hash": recipe.hash,
-               "function": recipe.function, "episodes": len(recipe.jobs),
-               "first_job": dict(recipe.jobs[0]), "details": dict(recipe.details)}
+    summary = {
+        "name": recipe.name,
+        "kind": recipe.kind,
+        "hash": recipe.hash,
+        "function": recipe.function,
+        "episodes": len(recipe.jobs),
+        "first_job": dict(recipe.jobs[0]),
+        "details": dict(recipe.details),
+    }
     if recipe.kind == "target":
-        numbers = [load_episode(p, ("reward", "success"))
-                   for p in sorted(directory.glob("*.npz"))]
+        numbers = [load_episode(p, ("reward", "success")) for p in sorted(directory.glob("*.npz"))]
         summary |= {
             "mean_return": float(np.mean([e["reward"].sum() for e in numbers])),
             "success": float(np.mean([e["success"].max() > 0 for e in numbers])),
-            "frames": int(sum(len(e["reward"]) for e in numbers))}
+            "frames": int(sum(len(e["reward"]) for e in numbers)),
+        }
     return summary
 
 
@@ -172,13 +205,18 @@ def _check_disk(recipe: Recipe, directory: Path, count: int) -> None:
         frames = job["time_limit"] // job["action_repeat"] + 1
     else:
         frames = job["length"]
-    need = count * frames * job.get("image_size", 64) ** 2 * 3 // 3   # zip leaves about a third
+    need = count * frames * job.get("image_size", 64) ** 2 * 3 // 3  # zip leaves about a third
     seconds = count * frames * 0.02 / 2
-    print(f"making {count} episodes of {recipe.name} in {directory}: about {need / 1e6:.0f} MB "
-          f"and {duration(max(10, seconds))}", flush=True)
+    print(
+        f"making {count} episodes of {recipe.name} in {directory}: about {need / 1e6:.0f} MB "
+        f"and {duration(max(10, seconds))}",
+        flush=True,
+    )
     if free_bytes(directory) < 2 * need:
-        raise MachineError(f"{directory}: {free_bytes(directory) / 1e6:.0f} MB free, about "
-                           f"{2 * need / 1e6:.0f} MB needed; choose another --datadir")
+        raise MachineError(
+            f"{directory}: {free_bytes(directory) / 1e6:.0f} MB free, about "
+            f"{2 * need / 1e6:.0f} MB needed; choose another --datadir"
+        )
 
 
 def _in_range(key: str, value: int, low: int, high: int) -> None:

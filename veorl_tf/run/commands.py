@@ -17,8 +17,14 @@ from veorl_tf.run.directory import RunDirectory, load_config, load_weights, prov
 from veorl_tf.run.job import BLOCKS
 from veorl_tf.run.simulators import check_task, env_options
 
-EVALUATE = {"checkpoint": "", "episodes": 50, "videos": 3, "workers": 2, "seed": 0,
-            "policy": "agent"}
+EVALUATE = {
+    "checkpoint": "",
+    "episodes": 50,
+    "videos": 3,
+    "workers": 2,
+    "seed": 0,
+    "policy": "agent",
+}
 EVALUATE_HELP = {
     "checkpoint": "name of a checkpoint; empty: the newest",
     "episodes": "how many; goal seeds are the same for every policy",
@@ -36,8 +42,12 @@ INSPECT_HELP = {"sheet": "file of the contact sheet; empty: contact-sheet.png in
 def evaluate(argv: Sequence[str]) -> int:
     """`evaluate LOGDIR`: mean and standard error of return and success, and videos."""
     given, options = parse_options(
-        argv, Config(EVALUATE), EVALUATE_HELP,
-        "python -m veorl_tf evaluate LOGDIR [--key value ...]", ["LOGDIR"])
+        argv,
+        Config(EVALUATE),
+        EVALUATE_HELP,
+        "python -m veorl_tf evaluate LOGDIR [--key value ...]",
+        ["LOGDIR"],
+    )
     if options.policy not in ("agent", "random"):
         raise UserError(f"--policy {options.policy}: one of agent, random")
     if options.episodes < 1 or options.workers < 1:
@@ -47,15 +57,18 @@ def evaluate(argv: Sequence[str]) -> int:
     if config.task == "none":
         raise UserError(f"{logdir}: the run has --task none, so there is nothing to evaluate in")
     summary = _evaluate(logdir, config, options)
-    print(f"success {summary['success']:.3f} +- {summary['success_error']:.3f}, "
-          f"return {summary['return']:.1f} +- {summary['return_error']:.1f}, "
-          f"{summary['episodes']} episodes, {summary['checkpoint']}")
+    print(
+        f"success {summary['success']:.3f} +- {summary['success_error']:.3f}, "
+        f"return {summary['return']:.1f} +- {summary['return_error']:.1f}, "
+        f"{summary['episodes']} episodes, {summary['checkpoint']}"
+    )
     print(f"written to {summary['file']}")
     return 0
 
 
 def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
     from veorl_tf.run.evaluate import Evaluator, agent_policy, random_policy
+
     blind = options.policy == "random" and options.videos == 0
     spec = {"task": config.task, **env_options(config), "render": not blind}
     if options.policy == "agent":
@@ -63,16 +76,23 @@ def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
         policy = agent_policy(agent, options.seed, options.workers)
     else:
         name = "random"
-        policy = random_policy(config.action.size, config.action.discrete, options.seed,
-                               options.workers)
+        policy = random_policy(
+            config.action.size, config.action.discrete, options.seed, options.workers
+        )
     out = logdir / "evaluations" / f"{name}-seed{options.seed}-{options.episodes}"
     with Evaluator(spec, options.workers) as evaluator:
         scores = evaluator.run(policy, options.episodes, options.videos)
     for i, frames in enumerate(scores.videos):
         write_mp4(out / f"episode-{i}.mp4", frames, fps=20)
-    summary = {**scores.summary(), "checkpoint": name, "seed": options.seed,
-               "returns": scores.returns, "successes": scores.success,
-               "simulator_failures": scores.failures, **provenance()}
+    summary = {
+        **scores.summary(),
+        "checkpoint": name,
+        "seed": options.seed,
+        "returns": scores.returns,
+        "successes": scores.success,
+        "simulator_failures": scores.failures,
+        **provenance(),
+    }
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "scores.json", "w") as file:
         json.dump(summary, file, indent=1)
@@ -85,6 +105,7 @@ def load_agent(logdir: Path, config: Config, name: str = ""):
     from veorl_tf.agents.agent import ActionSpace
     from veorl_tf.agents.registry import make_agent
     from veorl_tf.run.offline import assign
+
     arrays, manifest, name = load_weights(logdir, name)
     agent = make_agent(config, ActionSpace(**manifest["action"]))
     assign(agent.weights(), arrays, name)
@@ -94,10 +115,15 @@ def load_agent(logdir: Path, config: Config, name: str = ""):
 def export(argv: Sequence[str]) -> int:
     """`export LOGDIR OUT`: a SavedModel that acts without this code base."""
     given, options = parse_options(
-        argv, Config(EXPORT), EXPORT_HELP,
-        "python -m veorl_tf export LOGDIR OUT [--key value ...]", ["LOGDIR", "OUT"])
+        argv,
+        Config(EXPORT),
+        EXPORT_HELP,
+        "python -m veorl_tf export LOGDIR OUT [--key value ...]",
+        ["LOGDIR", "OUT"],
+    )
     load_tensorflow()
     from veorl_tf.run import export as exporting
+
     logdir, out = Path(given["LOGDIR"]), Path(given["OUT"])
     config = load_config(logdir)
     if out.exists():
@@ -116,15 +142,18 @@ def collect(argv: Sequence[str]) -> int:
     of another quality, into a folder of choice."""
     from veorl_tf.core.flags import parse_flags, split_flags
     from veorl_tf.run.collect import make_dataset
-    usage = ("python -m veorl_tf collect OUT --configs metaworld [small] [--task T] "
-             "[--data.collect_quality medium] [--data.collect_episodes N] [--data.seed S]")
+
+    usage = (
+        "python -m veorl_tf collect OUT --configs metaworld [small] [--task T] "
+        "[--data.collect_quality medium] [--data.collect_episodes N] [--data.seed S]"
+    )
     blocks, comments = load_blocks(BLOCKS)
     flags = split_flags(argv)
     if not flags.positional and not flags.help:
         raise UserError(f"OUT is missing; usage: {usage}")
     if len(flags.positional) > 1:
         raise UserError(f"unexpected argument {flags.positional[1]!r}; usage: {usage}")
-    config = parse_flags(argv[len(flags.positional):], blocks, comments, usage).config
+    config = parse_flags(argv[len(flags.positional) :], blocks, comments, usage).config
     check_task(config)
     out = Path(flags.positional[0])
     recipe = datasets.default_recipe(config, "target")
@@ -140,8 +169,14 @@ def collect(argv: Sequence[str]) -> int:
 def inspect(argv: Sequence[str]) -> int:
     """`inspect DIR`: a table of what a folder of episodes holds, and a contact sheet."""
     from veorl_tf.data.inspect import contact_sheet, inspect_directory
-    given, options = parse_options(argv, Config(INSPECT), INSPECT_HELP,
-                                   "python -m veorl_tf inspect DIR [--sheet FILE]", ["DIR"])
+
+    given, options = parse_options(
+        argv,
+        Config(INSPECT),
+        INSPECT_HELP,
+        "python -m veorl_tf inspect DIR [--sheet FILE]",
+        ["DIR"],
+    )
     print(inspect_directory(given["DIR"]))
     sheet = Path(options.sheet or "contact-sheet.png")
     write_png(sheet, contact_sheet(given["DIR"]))

@@ -12,7 +12,7 @@ from veorl_tf.data.store import FrameStore
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
 from veorl_tf.run.simulators import env_options
 
-GIVEN = {"target": "target_dataset", "source": "source_videos"}   # keys of the user's own folders
+GIVEN = {"target": "target_dataset", "source": "source_videos"}  # keys of the user's own folders
 
 
 def data_root(config: Config) -> Path:
@@ -48,10 +48,12 @@ def default_recipe(config: Config, kind: str) -> Recipe:
     several seeds see the same data."""
     data = config.data
     if kind == "source":
-        return source_recipe(data.source_clips, data.source_frames, data.seed,
-                             config.env.image_size)
-    return target_recipe(config.task, data.collect_quality, data.collect_episodes, data.seed,
-                         env_options(config))
+        return source_recipe(
+            data.source_clips, data.source_frames, data.seed, config.env.image_size
+        )
+    return target_recipe(
+        config.task, data.collect_quality, data.collect_episodes, data.seed, env_options(config)
+    )
 
 
 class _Reading:

@@ -20,8 +20,16 @@ from veorl_tf.core.hardware import resolve_precision
 
 # Keys that change where or how often something is written, never what is learnt.
 HARMLESS = re.compile(r"logdir|datadir|fresh|log\..*|env\.workers|data\.prefetch")
-PACKAGES = ("tensorflow", "keras", "tensorflow-probability", "numpy", "mujoco", "metaworld",
-            "gymnasium", "gymnasium-robotics")
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "tensorflow-probability",
+    "numpy",
+    "mujoco",
+    "metaworld",
+    "gymnasium",
+    "gymnasium-robotics",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class RunDirectory:
     def started(self) -> bool:
         """Whether anything was learnt here that another configuration would spoil."""
         return self.config.exists() and (
-            self.result.exists() or any(self.checkpoints.glob("*.json")))
+            self.result.exists() or any(self.checkpoints.glob("*.json"))
+        )
 
     def finished(self) -> dict | None:
         """The outcome of a finished run, else None."""
@@ -119,8 +128,9 @@ def load_weights(logdir: str | Path, name: str = "") -> tuple[dict, dict, str]:
     directory = RunDirectory(Path(logdir)).checkpoints
     known = checkpoint.names(directory) if directory.is_dir() else []
     if name and name not in known:
-        raise UserError(f"{directory}: no checkpoint {name!r}; there are: "
-                        f"{', '.join(known) or 'none'}")
+        raise UserError(
+            f"{directory}: no checkpoint {name!r}; there are: {', '.join(known) or 'none'}"
+        )
     name = name or checkpoint.latest(directory) or ""
     if not name:
         raise UserError(f"{logdir}: the run has no checkpoint yet")
@@ -136,15 +146,21 @@ def provenance() -> dict:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    return {"revision": revision(), "packages": versions, "python": platform.python_version(),
-            "machine": machine(), "date": time.strftime("%Y-%m-%d")}
+    return {
+        "revision": revision(),
+        "packages": versions,
+        "python": platform.python_version(),
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def revision() -> str:
     """Git revision of the code, with `+` when files were changed since; empty outside a clone."""
     root = Path(__file__).resolve().parents[2]
-    git = lambda *args: subprocess.run(["git", "-C", str(root), *args], capture_output=True,
-                                       text=True, check=False).stdout.strip()
+    git = lambda *args: subprocess.run(
+        ["git", "-C", str(root), *args], capture_output=True, text=True, check=False
+    ).stdout.strip()
     try:
         head = git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if head and git("status", "--porcelain", "--untracked-files=no") else "")
@@ -155,6 +171,7 @@ def revision() -> str:
 def machine() -> str:
     """Processor, cores and operating system in a few words."""
     import os
+
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -173,10 +190,15 @@ def _next_free(path: Path) -> Path:
 
 def _refuse_changes(before: Config, now: Config, path: Path) -> None:
     old, new = before.flat, now.flat
-    changed = [key for key in sorted({*old, *new})
-               if old.get(key) != new.get(key) and not HARMLESS.fullmatch(key)]
+    changed = [
+        key
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key) and not HARMLESS.fullmatch(key)
+    ]
     if changed:
         shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise UserError(f"{path} was started with another configuration ({shown}{more}); use the "
-                        f"same flags, another --logdir, or --fresh")
+        raise UserError(
+            f"{path} was started with another configuration ({shown}{more}); use the "
+            f"same flags, another --logdir, or --fresh"
+        )

@@ -13,8 +13,8 @@ from veorl_tf.core.errors import MachineError
 from veorl_tf.core.progress import progress
 from veorl_tf.run.simulators import simulator_errors
 
-FIRST_GOAL = 1_000_000_000    # goal seed of evaluation episode 0, above those of any dataset
-PATIENCE = 3                  # failures of one episode's simulator before the evaluation gives up
+FIRST_GOAL = 1_000_000_000  # goal seed of evaluation episode 0, above those of any dataset
+PATIENCE = 3  # failures of one episode's simulator before the evaluation gives up
 
 
 class Policy(Protocol):
@@ -31,16 +31,21 @@ class Scores:
     returns: list[float] = field(default_factory=list)
     success: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    videos: list[np.ndarray] = field(default_factory=list)   # uint8 [T, H, W, 3] of the first few
-    failures: int = 0                                        # simulators that had to be replaced
+    videos: list[np.ndarray] = field(default_factory=list)  # uint8 [T, H, W, 3] of the first few
+    failures: int = 0  # simulators that had to be replaced
 
     def summary(self) -> dict[str, float]:
         """Means with their standard errors; success counts an episode that succeeds at any step."""
         count = len(self.returns)
         error = lambda x: float(np.std(x, ddof=1) / np.sqrt(count)) if count > 1 else 0.0
-        return {"return": float(np.mean(self.returns)), "return_error": error(self.returns),
-                "success": float(np.mean(self.success)), "success_error": error(self.success),
-                "length": float(np.mean(self.lengths)), "episodes": count}
+        return {
+            "return": float(np.mean(self.returns)),
+            "return_error": error(self.returns),
+            "success": float(np.mean(self.success)),
+            "success_error": error(self.success),
+            "length": float(np.mean(self.lengths)),
+            "episodes": count,
+        }
 
 
 class Evaluator:
@@ -65,13 +70,19 @@ class Evaluator:
             self.pool.close()
             self.pool = None
 
-    def run(self, policy: Policy, episodes: int, videos: int = 0,
-            stop: Callable[[], bool] = lambda: False) -> Scores | None:
+    def run(
+        self,
+        policy: Policy,
+        episodes: int,
+        videos: int = 0,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Scores | None:
         """Runs `episodes` episodes; returns their scores, or None when `stop()` became true.
 
         Raises MachineError when an episode's simulator fails `PATIENCE` times.
         """
         from envs.workers import SimulatorPool
+
         if self.pool is None:
             with simulator_errors():
                 self.pool = SimulatorPool(self.spec, self.workers)
@@ -115,8 +126,10 @@ class Evaluator:
     def _count(failures: dict[int, int], index: int, reason: str) -> None:
         failures[index] = failures.get(index, 0) + 1
         if failures[index] >= PATIENCE:
-            raise MachineError(f"the simulator of evaluation episode {index} failed {PATIENCE} "
-                               f"times, last: {reason}")
+            raise MachineError(
+                f"the simulator of evaluation episode {index} failed {PATIENCE} "
+                f"times, last: {reason}"
+            )
 
 
 class _Episode:
@@ -130,6 +143,7 @@ class _Episode:
 
     def begin(self, result, images: np.ndarray, worker: int) -> None:
         from envs.workers import WorkerFailure
+
         if isinstance(result, WorkerFailure):
             self.running, self.failed = False, result.reason
             return
@@ -137,6 +151,7 @@ class _Episode:
 
     def advance(self, result, images: np.ndarray, worker: int) -> None:
         from envs.workers import WorkerFailure
+
         if isinstance(result, WorkerFailure):
             self.running, self.failed = False, result.reason
             return
@@ -166,17 +181,20 @@ def _scores(episodes: list[_Episode], failures: int) -> Scores:
 
 def random_policy(action_size: int, discrete: bool, seed: int, workers: int) -> Policy:
     """Uniform actions in [-1, 1], or uniform one-hot vectors."""
+
     def act(image, is_first, step):
         rng = seeds.generator(seed, "evaluate", "random", step)
         if discrete:
             return np.eye(action_size, dtype=np.float32)[rng.integers(action_size, size=workers)]
         return rng.uniform(-1, 1, (workers, action_size)).astype(np.float32)
+
     return act
 
 
 def agent_policy(agent, seed: int, workers: int) -> Policy:
     """The agent's policy (latents sampled, the actor's mode), compiled for `workers` rows."""
     import tensorflow as tf
+
     base = tf.constant(seeds.graph_seed(seed, "evaluate"))
     state = agent.initial(workers)
 
@@ -186,7 +204,9 @@ def agent_policy(agent, seed: int, workers: int) -> Policy:
 
     def act(image, is_first, step):
         nonlocal state
-        action, state = graph(tf.constant(image), tf.constant(is_first), state,
-                              tf.constant(step, tf.int32))
+        action, state = graph(
+            tf.constant(image), tf.constant(is_first), state, tf.constant(step, tf.int32)
+        )
         return action.numpy()
+
     return act

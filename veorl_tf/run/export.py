@@ -34,15 +34,20 @@ class PolicyModule(tf.Module):
 
     def concrete(self) -> dict:
         """The signatures, for any batch size."""
-        specs = {f"state_{k}": tf.TensorSpec([None, *v.shape[1:]], v.dtype, f"state_{k}")
-                 for k, v in self._agent.initial(1).items()}
+        specs = {
+            f"state_{k}": tf.TensorSpec([None, *v.shape[1:]], v.dtype, f"state_{k}")
+            for k, v in self._agent.initial(1).items()
+        }
         return {
             "act": self.act.get_concrete_function(
                 image=tf.TensorSpec([None, 64, 64, 3], tf.uint8, "image"),
                 is_first=tf.TensorSpec([None], tf.bool, "is_first"),
-                seed=tf.TensorSpec([2], tf.int32, "seed"), **specs),
+                seed=tf.TensorSpec([2], tf.int32, "seed"),
+                **specs,
+            ),
             "initial_state": self.initial_state.get_concrete_function(
-                batch=tf.TensorSpec([], tf.int32, "batch")),
+                batch=tf.TensorSpec([], tf.int32, "batch")
+            ),
         }
 
     def _act(self, image, is_first, seed, **state):
@@ -74,11 +79,23 @@ def describe(agent, config: Config, bounds: dict | None) -> dict:
     """What somebody needs to know to feed the policy."""
     env = config.env
     return {
-        "agent": config.agent, "task": config.task, "seed": config.seed,
-        "image": {"shape": [64, 64, 3], "dtype": "uint8", "order": "RGB, top row first",
-                  "camera": env.camera, "view": env.view, "render_quality": env.render_quality},
-        "action": {"size": agent.action_space.size, "discrete": agent.action_space.discrete,
-                   "range": [-1.0, 1.0], "data_bounds": bounds},
+        "agent": config.agent,
+        "task": config.task,
+        "seed": config.seed,
+        "image": {
+            "shape": [64, 64, 3],
+            "dtype": "uint8",
+            "order": "RGB, top row first",
+            "camera": env.camera,
+            "view": env.view,
+            "render_quality": env.render_quality,
+        },
+        "action": {
+            "size": agent.action_space.size,
+            "discrete": agent.action_space.discrete,
+            "range": [-1.0, 1.0],
+            "data_bounds": bounds,
+        },
         "action_repeat": env.action_repeat,
         "state": {k: [int(n) for n in v.shape[1:]] for k, v in agent.initial(1).items()},
         "signatures": ["initial_state", "act"],

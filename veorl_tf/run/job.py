@@ -24,10 +24,20 @@ from veorl_tf.run.simulators import check_task
 BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
 RANDOM_EPISODES = 100
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-LOWEST = {"env.workers": 1, "data.batch": 1, "data.length": 3, "data.long_length": 3,
-          "data.source_length": 3, "behavior.horizon": 3, "behavior.slow_every": 1,
-          "stages.abstraction.updates": 0, "stages.model.updates": 0, "stages.behavior.updates": 0,
-          "log.eval_episodes": 1, "log.final_episodes": 1}
+LOWEST = {
+    "env.workers": 1,
+    "data.batch": 1,
+    "data.length": 3,
+    "data.long_length": 3,
+    "data.source_length": 3,
+    "behavior.horizon": 3,
+    "behavior.slow_every": 1,
+    "stages.abstraction.updates": 0,
+    "stages.model.updates": 0,
+    "stages.behavior.updates": 0,
+    "log.eval_episodes": 1,
+    "log.final_episodes": 1,
+}
 
 
 def train(argv: Sequence[str]) -> int:
@@ -50,12 +60,18 @@ def train(argv: Sequence[str]) -> int:
 def check(config: Config) -> None:
     """Fails on what cannot work, before anything is written."""
     from veorl_tf.agents.registry import AGENTS
-    choices = {"agent": AGENTS, "precision": PRECISIONS, "backbone": ("v2",),
-               "v2.latent": ("gaussian", "categorical"), "v2.activation": ("elu", "relu", "silu"),
-               "behavior.actor": ("trunc_normal", "onehot"),
-               "behavior.indexing": ("veorl", "dreamerv2"),
-               "behavior.gradient": ("dynamics", "reinforce", "both"),
-               "data.reward": ("identity", "tanh")}
+
+    choices = {
+        "agent": AGENTS,
+        "precision": PRECISIONS,
+        "backbone": ("v2",),
+        "v2.latent": ("gaussian", "categorical"),
+        "v2.activation": ("elu", "relu", "silu"),
+        "behavior.actor": ("trunc_normal", "onehot"),
+        "behavior.indexing": ("veorl", "dreamerv2"),
+        "behavior.gradient": ("dynamics", "reinforce", "both"),
+        "data.reward": ("identity", "tanh"),
+    }
     flat = config.flat
     for key, valid in choices.items():
         if flat[key] not in valid:
@@ -64,8 +80,10 @@ def check(config: Config) -> None:
         if flat[key] < lowest:
             raise UserError(f"--{key} {flat[key]}: at least {lowest}")
     if config.action.discrete != (config.behavior.actor == "onehot"):
-        raise UserError(f"--behavior.actor {config.behavior.actor} does not fit --action.discrete "
-                        f"{str(config.action.discrete).lower()}")
+        raise UserError(
+            f"--behavior.actor {config.behavior.actor} does not fit --action.discrete "
+            f"{str(config.action.discrete).lower()}"
+        )
     if config.env.image_size != 64:
         raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
     check_task(config)
@@ -79,17 +97,23 @@ def run(config: Config, directory: RunDirectory, strict: bool = False) -> dict:
     load_tensorflow()
     from veorl_tf.run.export import replace_export
     from veorl_tf.run.offline import OfflineTraining
+
     print(f"run directory: {directory.path}", flush=True)
     training = OfflineTraining(config, directory, strict)
     try:
         training.run()
-        result = provenance() | {"task": config.task, "agent": config.agent,
-                                 "seed": config.seed, "updates": training.step,
-                                 "training_seconds": round(training.clock())}
+        result = provenance() | {
+            "task": config.task,
+            "agent": config.agent,
+            "seed": config.seed,
+            "updates": training.step,
+            "training_seconds": round(training.clock()),
+        }
         if training.evaluator is not None:
             result |= final_evaluation(training)
-        replace_export(training.agent, config, directory.policy,
-                       action_bounds(training.stores["target"]))
+        replace_export(
+            training.agent, config, directory.policy, action_bounds(training.stores["target"])
+        )
     finally:
         training.close()
     with atomic_write(directory.result, "w") as file:
@@ -102,12 +126,14 @@ def run(config: Config, directory: RunDirectory, strict: bool = False) -> dict:
 def final_evaluation(training) -> dict:
     """The trained policy, a random one on the same first goals, and the data's own scores."""
     from veorl_tf.run.evaluate import Evaluator, agent_policy, random_policy
+
     config, directory = training.config, training.directory
     workers = config.env.workers
     with StopRequest() as stop:
         policy = agent_policy(training.agent, config.seed, workers)
-        scores = training.evaluator.run(policy, config.log.final_episodes, 3,
-                                        lambda: stop.requested)
+        scores = training.evaluator.run(
+            policy, config.log.final_episodes, 3, lambda: stop.requested
+        )
         stop.raise_if_requested()
         blind = {**training.evaluator.spec, "render": False}
         episodes = min(RANDOM_EPISODES, 5 * config.log.final_episodes)
@@ -118,8 +144,11 @@ def final_evaluation(training) -> dict:
         stop.raise_if_requested()
     for i, frames in enumerate(scores.videos):
         write_mp4(directory.videos / f"episode-{i}.mp4", frames, fps=20)
-    return {"policy": scores.summary(), "random": random.summary(),
-            "dataset": dataset_scores(training.stores["target"])}
+    return {
+        "policy": scores.summary(),
+        "random": random.summary(),
+        "dataset": dataset_scores(training.stores["target"]),
+    }
 
 
 def dataset_scores(store) -> dict:
@@ -127,8 +156,11 @@ def dataset_scores(store) -> dict:
     slices = [slice(a, a + n) for a, n in zip(store.episodes.starts, store.episodes.lengths)]
     returns = [float(store.arrays["reward"][s].sum()) for s in slices]
     success = [float(store.arrays["success"][s].max() > 0) for s in slices]
-    return {"return": float(np.mean(returns)), "success": float(np.mean(success)),
-            "episodes": len(slices)}
+    return {
+        "return": float(np.mean(returns)),
+        "success": float(np.mean(success)),
+        "episodes": len(slices),
+    }
 
 
 def action_bounds(store) -> dict:
@@ -144,8 +176,10 @@ def outcome(result: dict) -> str:
     parts = []
     for name in ("policy", "random", "dataset"):
         row = result[name]
-        parts.append(f"{name}: success {row['success']:.0%}, return {row['return']:.0f} "
-                     f"({row['episodes']} episodes)")
+        parts.append(
+            f"{name}: success {row['success']:.0%}, return {row['return']:.0f} "
+            f"({row['episodes']} episodes)"
+        )
     return "; ".join(parts)
 
 

@@ -23,8 +23,14 @@ from veorl_tf.run.directory import RunDirectory, load_weights
 from veorl_tf.run.evaluate import Evaluator, agent_policy
 from veorl_tf.run.simulators import env_options
 
-HEADLINES = ("loss/total", "loss/image", "loss/reward", "return", "evaluation/success",
-             "evaluation/return")
+HEADLINES = (
+    "loss/total",
+    "loss/image",
+    "loss/reward",
+    "return",
+    "evaluation/success",
+    "evaluation/return",
+)
 
 
 class OfflineTraining:
@@ -45,12 +51,15 @@ class OfflineTraining:
             self.stores["source"] = datasets.open_store(config, "source")
         check_images(self.stores, config)
         self.stage, self.update, self.begun, self.seconds = 0, 0, [], 0.0
-        self.owes_evaluation = False    # one that a signal cut short
+        self.owes_evaluation = False  # one that a signal cut short
         self.started = time.monotonic()
         self.restore()
         self.logger = Logger(directory.path, resume_step=self.step, strict=strict)
-        self.evaluator = (None if config.task == "none" else Evaluator(
-            {"task": config.task, **env_options(config)}, config.env.workers))
+        self.evaluator = (
+            None
+            if config.task == "none"
+            else Evaluator({"task": config.task, **env_options(config)}, config.env.workers)
+        )
 
     def clock(self) -> float:
         """Seconds of this run so far, earlier starts included."""
@@ -70,8 +79,11 @@ class OfflineTraining:
 
     def restore(self) -> None:
         """From the run's newest checkpoint, else from `init_from`, else nothing."""
-        name = (checkpoint.latest(self.directory.checkpoints)
-                if self.directory.checkpoints.is_dir() else None)
+        name = (
+            checkpoint.latest(self.directory.checkpoints)
+            if self.directory.checkpoints.is_dir()
+            else None
+        )
         if name is None:
             if self.config.init_from:
                 arrays, _, _ = load_weights(self.config.init_from)
@@ -84,17 +96,31 @@ class OfflineTraining:
         assign(self.agent.weights(), arrays, name)
         assign(self.stages[self.stage].state, arrays, name)
         if self.update < self.budgets[self.stage]:
-            print(f"continuing {self.directory.path} at update {self.update} of stage "
-                  f"{self.stages[self.stage].name}", flush=True)
+            print(
+                f"continuing {self.directory.path} at update {self.update} of stage "
+                f"{self.stages[self.stage].name}",
+                flush=True,
+            )
 
     def save(self, name: str) -> None:
         variables = {**self.agent.weights(), **self.stages[self.stage].state}
-        manifest = {"stage": self.stage, "update": self.update, "begun": self.begun,
-                    "stage_name": self.stages[self.stage].name, "step": self.step,
-                    "seconds": self.clock(), "owes_evaluation": self.owes_evaluation,
-                    "config": self.config.flat, "action": vars(self.agent.action_space)}
-        checkpoint.save(self.directory.checkpoints, name,
-                        {path: v.numpy() for path, v in variables.items()}, manifest)
+        manifest = {
+            "stage": self.stage,
+            "update": self.update,
+            "begun": self.begun,
+            "stage_name": self.stages[self.stage].name,
+            "step": self.step,
+            "seconds": self.clock(),
+            "owes_evaluation": self.owes_evaluation,
+            "config": self.config.flat,
+            "action": vars(self.agent.action_space),
+        }
+        checkpoint.save(
+            self.directory.checkpoints,
+            name,
+            {path: v.numpy() for path, v in variables.items()},
+            manifest,
+        )
         checkpoint.prune(self.directory.checkpoints)
 
     # ----- the loop ----------------------------------------------------------------------------
@@ -108,7 +134,7 @@ class OfflineTraining:
                 self.train_stage(stage)
                 self.save(end)
             elif self.update and end not in checkpoint.names(self.directory.checkpoints):
-                self.save(end)   # a signal at the stage's last update came before it
+                self.save(end)  # a signal at the stage's last update came before it
             if self.stage + 1 == len(self.stages):
                 break
             self.stage, self.update = self.stage + 1, 0
@@ -122,10 +148,18 @@ class OfflineTraining:
         training, held_out = self.samplers(stage)
         if not held_out:
             warn(f"no validation losses in stage {stage.name}: no held-out episode is long enough")
-        with StopRequest() as stop, \
-                Batches(training, self.config.seed, stage.name, self.update, budget,
-                        self.config.data.prefetch) as batches, \
-                progress(budget, self.update, stage.name, "updates") as bar:
+        with (
+            StopRequest() as stop,
+            Batches(
+                training,
+                self.config.seed,
+                stage.name,
+                self.update,
+                budget,
+                self.config.data.prefetch,
+            ) as batches,
+            progress(budget, self.update, stage.name, "updates") as bar,
+        ):
             watch = Stopwatch()
             if self.owes_evaluation:
                 self.evaluate(stop, bar)
@@ -150,8 +184,10 @@ class OfflineTraining:
                 if self.due(log.checkpoint_every) or stop.requested:
                     self.save(checkpoint.update_name(self.stage, self.update))
                 if stop.requested:
-                    bar.note(f"saved at update {self.update} of stage {stage.name}; the same "
-                             f"command continues")
+                    bar.note(
+                        f"saved at update {self.update} of stage {stage.name}; the same "
+                        f"command continues"
+                    )
                     stop.raise_if_requested()
 
     def due(self, every: int) -> bool:
@@ -187,17 +223,26 @@ class OfflineTraining:
         sums: dict[str, float] = {}
         count = 4
         for i in range(count):
-            batch = {name: s.gather(s.indices(seeds.generator(
-                self.config.seed, f"{stage.name}/validation", name, i)))
-                for name, s in samplers.items()}
+            batch = {
+                name: s.gather(
+                    s.indices(
+                        seeds.generator(self.config.seed, f"{stage.name}/validation", name, i)
+                    )
+                )
+                for name, s in samplers.items()
+            }
             for key, value in update.evaluate(to_tensors(batch), i).items():
                 sums[key] = sums.get(key, 0.0) + float(value) / count
         self.logger.scalars(self.step, {f"validation/{k}": v for k, v in sums.items()}, stage.name)
 
     def report(self, stage: Stage, samplers: dict) -> None:
         """Videos and pictures of what the model believes, of held-out data where there is some."""
-        batch = {name: s.gather(s.indices(seeds.generator(
-            self.config.seed, f"{stage.name}/report", name, 0))) for name, s in samplers.items()}
+        batch = {
+            name: s.gather(
+                s.indices(seeds.generator(self.config.seed, f"{stage.name}/report", name, 0))
+            )
+            for name, s in samplers.items()
+        }
         seed = tf.constant(seeds.graph_seed(self.config.seed, f"{stage.name}/report"))
         for name, value in self.agent.report(stage.name, to_tensors(batch), seed).items():
             pixels = (np.clip(value.numpy(), 0, 1) * 255).round().astype(np.uint8)
@@ -210,8 +255,13 @@ class OfflineTraining:
             return
         began = time.monotonic()
         policy = agent_policy(self.agent, self.config.seed, self.config.env.workers)
-        scores = None if stop.requested else self.evaluator.run(
-            policy, self.config.log.eval_episodes, 1, lambda: stop.requested)
+        scores = (
+            None
+            if stop.requested
+            else self.evaluator.run(
+                policy, self.config.log.eval_episodes, 1, lambda: stop.requested
+            )
+        )
         self.owes_evaluation = scores is None
         if scores is None:
             return
@@ -254,28 +304,36 @@ def action_space(config: Config, store: FrameStore) -> ActionSpace:
     if store.action_size != config.action.size and config.task == "none":
         return ActionSpace(store.action_size, config.action.discrete)
     if store.action_size != config.action.size:
-        raise UserError(f"{store.source}: actions have {store.action_size} numbers, but "
-                        f"--action.size is {config.action.size}")
+        raise UserError(
+            f"{store.source}: actions have {store.action_size} numbers, but "
+            f"--action.size is {config.action.size}"
+        )
     return ActionSpace(config.action.size, config.action.discrete)
 
 
 def check_images(stores: dict[str, FrameStore], config: Config) -> None:
     for store in stores.values():
         if store.image_shape != (64, 64, 3):
-            raise UserError(f"{store.source}: frames are {list(store.image_shape)}, but the nets "
-                            f"take [64, 64, 3]; resize them")
+            raise UserError(
+                f"{store.source}: frames are {list(store.image_shape)}, but the nets "
+                f"take [64, 64, 3]; resize them"
+            )
 
 
 def assign(variables: dict[str, tf.Variable], arrays: dict[str, np.ndarray], where: str) -> None:
     """Loads arrays into variables by path; all of them must be there, in the right shape."""
     missing = [p for p in variables if p not in arrays]
     if missing:
-        raise UserError(f"{where}: {len(missing)} arrays are missing, the first is {missing[0]}; "
-                        f"it was made with another configuration")
+        raise UserError(
+            f"{where}: {len(missing)} arrays are missing, the first is {missing[0]}; "
+            f"it was made with another configuration"
+        )
     for path, variable in variables.items():
         if tuple(variable.shape) != arrays[path].shape:
-            raise UserError(f"{where}: {path} is {list(arrays[path].shape)}, the configuration "
-                            f"wants {list(variable.shape)}")
+            raise UserError(
+                f"{where}: {path} is {list(arrays[path].shape)}, the configuration "
+                f"wants {list(variable.shape)}"
+            )
     for path, variable in variables.items():
         variable.assign(arrays[path])
 

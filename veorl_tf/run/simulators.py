@@ -21,6 +21,7 @@ def check_task(config: Config) -> None:
     if config.task == "none":
         return
     import envs
+
     with simulator_errors():
         envs.check(config.task, **env_options(config))
 
@@ -29,6 +30,7 @@ def check_task(config: Config) -> None:
 def simulator_errors() -> Iterator[None]:
     """Turns the errors of `envs` into those that end a command with one line and an exit code."""
     from envs.errors import BadOption, MissingDependency, RenderingError, UnknownTask
+
     try:
         yield
     except UnknownTask as error:

@@ -40,8 +40,9 @@ MARKS = ("<!-- results table: begin -->", "<!-- results table: end -->")
 def table(argv: Sequence[str]) -> int:
     """`python -m veorl_tf table`: runs what has no result yet, then writes the table. Interrupted
     or killed, the same command continues."""
-    _, options = parse_options(argv, Config(OPTIONS), HELP,
-                               "python -m veorl_tf table [--key value ...]")
+    _, options = parse_options(
+        argv, Config(OPTIONS), HELP, "python -m veorl_tf table [--key value ...]"
+    )
     results = Path(options.results)
     if options.train:
         for task in options.tasks:
@@ -65,8 +66,20 @@ def train_one(options: Config, task: str, agent: str, seed: int, results: Path) 
     if target.exists():
         return
     logdir = Path(options.logs) / name
-    command = [sys.executable, str(ROOT / "train.py"), "--configs", "metaworld", agent,
-               options.budget, "--task", task, "--seed", str(seed), "--logdir", str(logdir)]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--configs",
+        "metaworld",
+        agent,
+        options.budget,
+        "--task",
+        task,
+        "--seed",
+        str(seed),
+        "--logdir",
+        str(logdir),
+    ]
     print(" ".join(["python", "train.py", *command[2:]]), flush=True)
     code = wait_for(command)
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
@@ -102,27 +115,34 @@ def read_results(folder: Path) -> list[dict]:
 
 def render(rows: list[dict]) -> str:
     """A Markdown table: for each task random, the data, then every trained agent by seed."""
-    lines = ["| task | policy | seed | success | return | p against random | training | "
-             "revision | machine, date |", "|" + "---|" * 9]
+    lines = [
+        "| task | policy | seed | success | return | p against random | training | "
+        "revision | machine, date |",
+        "|" + "---|" * 9,
+    ]
     for task in dict.fromkeys(row["task"] for row in rows):
         here = [row for row in rows if row["task"] == task]
-        lines += [_plain_line(task, "random", here[0]["random"]),
-                  _plain_line(task, "dataset", here[0]["dataset"])]
+        lines += [
+            _plain_line(task, "random", here[0]["random"]),
+            _plain_line(task, "dataset", here[0]["dataset"]),
+        ]
         lines += [_agent_line(row) for row in here]
     return "\n".join(lines)
 
 
 def _plain_line(task: str, name: str, scores: dict) -> str:
-    return (f"| {task} | {name} | | {_share(scores)} | {scores['return']:.0f} | | | | |")
+    return f"| {task} | {name} | | {_share(scores)} | {scores['return']:.0f} | | | | |"
 
 
 def _agent_line(row: dict) -> str:
     scores, random = row["policy"], row["random"]
     p = fisher(scores, random)
-    return (f"| {row['task']} | {row['agent']} | {row['seed']} | {_share(scores)} | "
-            f"{scores['return']:.0f} ± {scores['return_error']:.0f} | {p:.1e} | "
-            f"{row['training_seconds'] / 60:.0f} min | `{row['revision']}` | "
-            f"{row['machine']}, {row['date']} |")
+    return (
+        f"| {row['task']} | {row['agent']} | {row['seed']} | {_share(scores)} | "
+        f"{scores['return']:.0f} ± {scores['return_error']:.0f} | {p:.1e} | "
+        f"{row['training_seconds'] / 60:.0f} min | `{row['revision']}` | "
+        f"{row['machine']}, {row['date']} |"
+    )
 
 
 def _share(scores: dict) -> str:
@@ -133,6 +153,7 @@ def _share(scores: dict) -> str:
 def fisher(left: dict, right: dict) -> float:
     """One-sided Fisher's exact test: p of `left` succeeding this much more often than `right`."""
     from scipy.stats import fisher_exact
+
     counts = [(round(s["success"] * s["episodes"]), s["episodes"]) for s in (left, right)]
     grid = [[won, total - won] for won, total in counts]
     return float(fisher_exact(grid, alternative="greater").pvalue)
