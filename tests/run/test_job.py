@@ -57,7 +57,7 @@ BASE = ["--configs", "metaworld", "veorl", "debug"]
         ([*BASE, "--env.workers", "0"], ["--env.workers 0", "at least 1"]),
         ([*BASE, "--log.final_episodes", "0"], ["--log.final_episodes 0"]),
         ([*BASE, "--stages.model.updates", "-1"], ["--stages.model.updates -1"]),
-        ([*BASE, "--behavior.horizon", "1"], ["--behavior.horizon 1", "at least 2"]),
+        ([*BASE, "--behavior.horizon", "1"], ["--behavior.horizon 1", "at least 3"]),
         ([*BASE, "--precision", "float8"], ["--precision float8", "mixed_bfloat16"]),
         ([*BASE, "--agent", "dreamer"], ["--agent dreamer", "dreamerv2, veorl"]),
         ([*BASE, "--v2.latent", "vector"], ["--v2.latent vector", "gaussian, categorical"]),
