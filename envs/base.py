@@ -81,10 +81,10 @@ class PixelEnv(gymnasium.Env):
         return {"image": self._camera.image()}
 
     def _restart(self, seed: int) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("_restart(seed: int) -> None")
 
     def _advance(self, action: np.ndarray) -> tuple[float, float]:
-        raise NotImplementedError
+        raise NotImplementedError("_advance(action: float32 [4]) -> (reward, success)")
 
     def _before_picture(self) -> None:
         """What the model needs for the picture alone, such as the mark of a goal."""
