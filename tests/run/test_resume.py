@@ -30,15 +30,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def configured(data, tiny_config):
-    """`configured(logdir)`: five updates a stage, everything logged, no simulator.
-
-    Loops are not unrolled: TensorFlow's AddN sums the three or more gradients that meet in one
-    tensor in the order in which their buffers come free, so that an unrolled behaviour stage
-    differs in the last bit even from itself. In a while loop it does not.
-    """
+    """`configured(logdir)`: five updates a stage, everything logged, no simulator."""
     base = {
         "task": "none",
-        "unroll": False,
         "target_dataset": str(data / "target"),
         "source_videos": str(data / "source"),
         "datadir": str(data),

@@ -1,10 +1,12 @@
-"""Loading TensorFlow without its start-up chatter."""
+"""Loading TensorFlow without its start-up chatter, and with sums that can be repeated."""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
+
+from veorl_tf.core.reproducible import order_sums
 
 
 def load_tensorflow() -> None:
@@ -29,3 +31,4 @@ def load_tensorflow() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+    order_sums()

@@ -9,8 +9,7 @@ def scan(step, initial, inputs, unroll: bool = True):
     `initial` is a nested structure of tensors, `inputs` another with a static first axis T; the
     result has the structure of `initial` with a leading T. Unrolled, the graph holds T copies of
     the step, of which TensorFlow drops what no gradient needs; otherwise it is a `while` loop,
-    which compiles in a time that does not grow with T. Only the loop is reproducible to the last
-    bit on a CPU: unrolled gradients are summed by one `AddN` of many terms, whose order varies.
+    which compiles in a time that does not grow with T.
     """
     if not unroll:
         return tf.scan(step, inputs, initial)
