@@ -50,8 +50,37 @@ def tiny_config(blocks) -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
-def random_batches() -> Callable[..., dict[str, dict[str, Any]]]:
-    """`random_batches(stage, config, seed=0)`: a batch of every stream that a stage draws."""
+def make_agent():
+    """`make_agent(config)`: a fresh agent for the actions that the configuration names."""
+    from veorl_tf.agents import registry
+    from veorl_tf.agents.agent import ActionSpace
+
+    return lambda config: registry.make_agent(
+        config, ActionSpace(config.action.size, config.action.discrete)
+    )
+
+
+@pytest.fixture(scope="session")
+def fresh_agent(make_agent):
+    """As `make_agent`, but made once per configuration; its weights are drawn anew at each call."""
+    from veorl_tf.nets.base import initialise
+
+    agents = {}
+
+    def make(config):
+        agent = agents.setdefault(config, None) or make_agent(config)
+        for net in agent.nets.values():
+            initialise(net, config.seed)
+        agents[config] = agent
+        return agent
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_windows() -> Callable[..., dict[str, dict[str, Any]]]:
+    """`random_windows(stage, config, seed=0)`: windows of every stream that a stage draws, as they
+    are stored: with images, and nothing derived."""
     import tensorflow as tf
 
     def make(stage, config: Config, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -62,6 +91,42 @@ def random_batches() -> Callable[..., dict[str, dict[str, Any]]]:
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def derived() -> Callable[..., dict[str, dict[str, Any]]]:
+    """`derived(stage, windows)`: the batches that a stage is given, its columns computed window by
+    window and compacted, without what no stream reads."""
+    import tensorflow as tf
+
+    from veorl_tf.data.jumps import compact
+
+    def make(stage, windows):
+        batches = {}
+        for name, stream in stage.streams.items():
+            window = dict(windows[name])
+            for column in stage.columns:
+                if column.name in stream.reads:
+                    rows = tf.stack([column.compute(image) for image in window["image"]])
+                    padding = [[0, 0], [column.context, 0]] + [[0, 0]] * (len(rows.shape) - 2)
+                    window[column.name] = tf.pad(rows, padding)
+            batch = {key: window[key] for key in stream.keys}
+            if stream.slots:
+                index = window["code"].numpy()[:, 1:]
+                jumps = compact(index, stream.slots)
+                batch |= {k: tf.gather(v, jumps.frame, batch_dims=1) for k, v in batch.items()}
+                parts = {"code": jumps.code, "mask": jumps.mask, "runs": jumps.runs}
+                batch |= {k: tf.constant(v) for k, v in (parts | {"index": index}).items()}
+            batches[name] = batch
+        return batches
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_batches(random_windows, derived) -> Callable[..., dict[str, dict[str, Any]]]:
+    """`random_batches(stage, config, seed=0)`: a batch of every stream that a stage draws."""
+    return lambda stage, config, seed=0: derived(stage, random_windows(stage, config, seed))
 
 
 def _window(rng: np.random.Generator, stream, config: Config) -> dict[str, np.ndarray]:
@@ -79,4 +144,4 @@ def _window(rng: np.random.Generator, stream, config: Config) -> dict[str, np.nd
         "reward": rng.normal(0, 2, shape).astype(np.float32),
         "discount": (rng.uniform(size=shape) > 0.2).astype(np.float32),
     }
-    return {key: arrays[key] for key in stream.keys}
+    return {key: value for key, value in arrays.items() if key in (*stream.keys, "image")}

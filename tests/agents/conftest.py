@@ -16,34 +16,6 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def make_agent():
-    """`make_agent(config)`: a fresh agent for the actions that the configuration names."""
-    from veorl_tf.agents import registry
-    from veorl_tf.agents.agent import ActionSpace
-
-    return lambda config: registry.make_agent(
-        config, ActionSpace(config.action.size, config.action.discrete)
-    )
-
-
-@pytest.fixture(scope="session")
-def fresh_agent(make_agent):
-    """As `make_agent`, but made once per configuration; its weights are drawn anew at each call."""
-    from veorl_tf.nets.base import initialise
-
-    agents = {}
-
-    def make(config):
-        agent = agents.setdefault(config, None) or make_agent(config)
-        for net in agent.nets.values():
-            initialise(net, config.seed)
-        agents[config] = agent
-        return agent
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def eager():
     """`with eager():` traces nothing, for tests in which compiling would take most of the time."""
     import tensorflow as tf

@@ -62,17 +62,18 @@ def test_while_loops_give_the_losses_of_unrolled_ones(
 
 @pytest.mark.parametrize(("precision", "value"), [("float32", 0), ("mixed_float16", 255)])
 def test_black_and_white_frames_are_finite(
-    precision, value, tiny_config, fresh_agent, random_batches, eager
+    precision, value, tiny_config, fresh_agent, random_windows, derived, eager
 ):
     """Errors of one sign add up: float16 needs a small loss scale here, and finds it."""
     config = tiny_config("metaworld veorl", {"precision": precision})
     agent = fresh_agent(config)
     for stage in agent.stages():
         stage.start()
-        batches = {
+        windows = {
             name: batch | {"image": tf.fill(batch["image"].shape, tf.constant(value, tf.uint8))}
-            for name, batch in random_batches(stage, config).items()
+            for name, batch in random_windows(stage, config).items()
         }
+        batches = derived(stage, windows)
         attempts = 1
         if precision == "mixed_float16":
             attempts = 4

@@ -190,6 +190,12 @@ def test_streams_are_the_specs(veorl, config):
     for record in veorl.values():
         for name, stream in record.stage.streams.items():
             assert name == "target" or stream.keys == ("image",), "videos have images alone"
+    slots = {name: s.slots for name, s in veorl["model"].stage.streams.items()}
+    assert slots == {
+        "target": 0,
+        "source": config.data.source_length - 1,
+        "target_long": min(config.data.length, config.data.long_length - 1),
+    }
     assert [record.stage.evaluates for record in veorl.values()] == [False, False, True]
 
 

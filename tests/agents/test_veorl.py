@@ -13,17 +13,23 @@ DOMAINS = ["metaworld", "minedojo"]
 
 
 @pytest.fixture
-def build(tiny_config, fresh_agent, random_batches, silent):
-    """`build(domain, stage, **overrides)`: an agent without noise, the stage, a batch."""
+def build(tiny_config, fresh_agent, random_windows, silent):
+    """`build(domain, stage, **overrides)`: an agent without noise, the stage, stored windows."""
 
     def make(domain, index, **overrides):
         config = tiny_config(f"{domain} veorl", overrides)
         agent = silent(fresh_agent(config))
         stage = agent.stages()[index]
         stage.start()
-        return agent, stage, random_batches(stage, config)
+        return agent, stage, random_windows(stage, config)
 
     return make
+
+
+@pytest.fixture
+def losses(derived):
+    """`losses(stage, windows)`: terms and metrics, from stored windows on."""
+    return lambda stage, windows: stage.losses(derived(stage, windows), SEED)
 
 
 def codes_of(agent, image):
@@ -58,11 +64,11 @@ def image_nll(decoder, features, frames):
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_abstraction_losses_by_hand(domain, build):
-    agent, stage, batches = build(domain, 0)
-    terms, metrics = stage.losses(batches, SEED)
+def test_abstraction_losses_by_hand(domain, build, losses):
+    agent, stage, windows = build(domain, 0)
+    terms, metrics = losses(stage, windows)
     nll, kls, vq, embeds = [], [], [], []
-    for image in batches["target"]["image"]:
+    for image in windows["target"]["image"]:
         _, codes = codes_of(agent, image)
         embed = agent.encoder_ban(preprocess(image))
         embeds.append(embed)
@@ -72,7 +78,7 @@ def test_abstraction_losses_by_hand(domain, build):
         features, kl = filter_plan(agent, agent.encoder_ban, image[1:], codes)
         kls.append(kl)
         nll.append(image_nll(agent.model.decoder, features, image[1:]))
-    source = agent.encoder_ban(preprocess(batches["source"]["image"])).numpy()
+    source = agent.encoder_ban(preprocess(windows["source"]["image"])).numpy()
     distance = source.mean((0, 1)) - np.mean(embeds, (0, 1))
     assert np.shape(kls) == (3, 3)
     assert terms["image"].numpy() == pytest.approx(np.mean(nll), rel=1e-4)
@@ -84,16 +90,16 @@ def test_abstraction_losses_by_hand(domain, build):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 @pytest.mark.parametrize(("length", "bucket"), [(3, 64), (6, 0), (6, 1), (6, 64)])
-def test_plan_losses_by_hand(domain, length, bucket, build):
+def test_plan_losses_by_hand(domain, length, bucket, build, losses):
     """With more runs than slots (3), and with slots that no run fills (6), packed or not."""
     overrides = {"data.length": length, "kl.free": 0.0, "veorl.bucket": bucket}
-    agent, stage, batches = build(domain, 1, **overrides)
-    terms, metrics = stage.losses(batches, SEED)
+    agent, stage, windows = build(domain, 1, **overrides)
+    terms, metrics = losses(stage, windows)
     embeds, fill = {}, {}
     for stream, slots in (("target_long", length), ("source", 4)):
         name = stream.split("_")[0]
         nll, kls, misses, runs, embeds[name] = [], [], [], [], []
-        for image in batches[stream]["image"]:
+        for image in windows[stream]["image"]:
             index, codes = codes_of(agent, image)
             ends = [j for j in range(len(index)) if index[j + 1 : j + 2] != [index[j]]]
             runs.append(len(ends))
@@ -114,11 +120,11 @@ def test_plan_losses_by_hand(domain, length, bucket, build):
     assert terms["mmd"].numpy() == pytest.approx((distance**2).sum(), rel=1e-3)
 
 
-def gradients(agent, losses):
+def gradients(agent, measure):
     """{term: {paths of weights whose gradient is not zero}}."""
     weights = agent.weights()
     with tf.GradientTape(persistent=True) as tape:
-        terms, _ = losses()
+        terms, _ = measure()
     reached = {}
     for name, term in terms.items():
         grads = tape.gradient(term, weights)
@@ -132,9 +138,9 @@ def nets(paths) -> set[str]:
     return {path.split("/")[0] for path in paths}
 
 
-def test_where_the_gradients_of_stage_1_go(build):
-    agent, stage, batches = build("metaworld", 0, **{"kl.free": 0.0})
-    reached = gradients(agent, lambda: stage.losses(batches, SEED))
+def test_where_the_gradients_of_stage_1_go(build, losses):
+    agent, stage, windows = build("metaworld", 0, **{"kl.free": 0.0})
+    reached = gradients(agent, lambda: losses(stage, windows))
     # The reconstruction trains the BAN through the straight-through codes, but not the codebook.
     assert nets(reached["image"]) == {"encoder_ban", "ban", "plan", "image"}
     assert "ban/codebook/codebook" not in reached["image"] | reached["kl"] | reached["mmd"]
@@ -145,9 +151,9 @@ def test_where_the_gradients_of_stage_1_go(build):
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_where_the_gradients_of_stage_2_go(domain, build):
-    agent, stage, batches = build(domain, 1, **{"kl.free": 0.0})
-    reached = gradients(agent, lambda: stage.losses(batches, SEED))
+def test_where_the_gradients_of_stage_2_go(domain, build, losses):
+    agent, stage, windows = build(domain, 1, **{"kl.free": 0.0})
+    reached = gradients(agent, lambda: losses(stage, windows))
     for stream in ("target", "source"):
         assert nets(reached[f"bc_{stream}"]) == {"bc"}, "no gradient to RSSM or encoder"
         assert nets(reached[f"plan_image_{stream}"]) == {"encoder", "plan", "image_latent"}
@@ -162,59 +168,62 @@ def test_where_the_gradients_of_stage_2_go(domain, build):
     assert not {"encoder_ban", "ban"} & nets(everything), "the BAN is frozen"
 
 
-def test_mmd_vanishes_when_source_and_target_are_the_same(build):
-    agent, stage, batches = build("metaworld", 0, **{"data.source_length": 4})
-    same = {"target": batches["target"], "source": {"image": batches["target"]["image"]}}
-    assert stage.losses(same, SEED)[0]["mmd"].numpy() == 0
-    assert stage.losses(batches, SEED)[0]["mmd"].numpy() > 0
-    agent, stage, batches = build("metaworld", 1, **{"data.long_length": 5})
-    same = batches | {"target_long": batches["source"]}
-    assert stage.losses(same, SEED)[0]["mmd"].numpy() == pytest.approx(0, abs=1e-9)
-    assert stage.losses(batches, SEED)[0]["mmd"].numpy() > 1e-4
+def test_mmd_vanishes_when_source_and_target_are_the_same(build, losses):
+    agent, stage, windows = build("metaworld", 0, **{"data.source_length": 4})
+    same = {"target": windows["target"], "source": {"image": windows["target"]["image"]}}
+    assert losses(stage, same)[0]["mmd"].numpy() == 0
+    assert losses(stage, windows)[0]["mmd"].numpy() > 0
+    agent, stage, windows = build("metaworld", 1, **{"data.long_length": 5})
+    same = windows | {"target_long": windows["source"]}
+    assert losses(stage, same)[0]["mmd"].numpy() == pytest.approx(0, abs=1e-9)
+    assert losses(stage, windows)[0]["mmd"].numpy() > 1e-4
 
 
-def test_windows_of_one_single_run_are_finite(build):
+def test_windows_of_one_single_run_are_finite(build, losses):
     """A source that never moves: one run, no pair to clone."""
-    agent, stage, batches = build("metaworld", 1)
-    still = tf.repeat(batches["source"]["image"][:, :1], 5, 1)
-    terms, metrics = stage.losses(batches | {"source": {"image": still}}, SEED)
+    agent, stage, windows = build("metaworld", 1)
+    still = tf.repeat(windows["source"]["image"][:, :1], 5, 1)
+    terms, metrics = losses(stage, windows | {"source": {"image": still}})
     assert metrics["runs_source"].numpy() == 1
     assert terms["bc_source"].numpy() == 0
     assert all(np.isfinite(v) for v in terms.values())
 
 
-def test_jump_rate_counts_changes(build):
-    agent, stage, batches = build("metaworld", 1)
-    _, metrics = stage.losses(batches, SEED)
+def test_jump_rate_counts_changes(build, losses):
+    agent, stage, windows = build("metaworld", 1)
+    _, metrics = losses(stage, windows)
     for stream, name in (("target_long", "target"), ("source", "source")):
-        index = agent.label(batches[stream]["image"]).numpy()
+        index = np.stack([agent.label(image) for image in windows[stream]["image"]])
         expected = (np.diff(index, axis=1) != 0).mean()
         assert metrics[f"codes_{name}/jump_rate"].numpy() == pytest.approx(expected)
         assert metrics[f"codes_{name}/used"].numpy() == pytest.approx(len(np.unique(index)) / 8)
 
 
-def test_the_cloner_may_also_learn_from_trunk_states(build):
-    agent, stage, batches = build("metaworld", 1, **{"veorl.bc_on_trunk": True})
-    terms, _ = stage.losses(batches, SEED)
-    _, posterior, _ = agent.model.losses(batches["target"], SEED)
+def test_the_cloner_may_also_learn_from_trunk_states(build, losses):
+    agent, stage, windows = build("metaworld", 1, **{"veorl.bc_on_trunk": True})
+    terms, _ = losses(stage, windows)
+    _, posterior, _ = agent.model.losses(windows["target"], SEED)
     features = agent.model.rssm.features(posterior)
     misses = []
-    for b, image in enumerate(batches["target"]["image"]):
+    for b, image in enumerate(windows["target"]["image"]):
         _, codes = codes_of(agent, image)
         predicted = agent.cloner(features[b]).numpy()
         misses += [((predicted[t] - codes[t]) ** 2).mean() for t in range(len(codes))]
     assert terms["bc_trunk"].numpy() == pytest.approx(np.mean(misses), rel=1e-4)
-    reached = gradients(agent, lambda: stage.losses(batches, SEED))
+    reached = gradients(agent, lambda: losses(stage, windows))
     assert nets(reached["bc_trunk"]) == {"bc"}
 
 
 @pytest.mark.parametrize("stage_name", ["abstraction", "model", "behavior"])
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_pictures(domain, stage_name, tiny_config, fresh_agent, random_batches):
+def test_pictures(domain, stage_name, tiny_config, fresh_agent, random_windows, derived):
     config = tiny_config(f"{domain} veorl")
     agent = fresh_agent(config)
     stage = next(s for s in agent.stages() if s.name == stage_name)
-    pictures = agent.report(stage_name, random_batches(stage, config), SEED)
+    windows = random_windows(stage, config)
+    batches = derived(stage, windows)
+    batches["target"] = windows["target"] | batches["target"]
+    pictures = agent.report(stage_name, batches, SEED)
     length = {"abstraction": 3, "model": 4, "behavior": 4}[stage_name]
     columns = 3 * 64
     expected = {"codebook": (3 * 64 + 4, 8 * 64, 3)}
@@ -261,13 +270,13 @@ def test_open_loop_shows_truth_model_and_error(tiny_config, make_agent, random_b
     assert np.abs(moved[6:] - model[6:]).max() > 1e-4, "actions from 5 on are"
 
 
-def test_how_key_frames_are_packed_changes_no_gradient(build):
+def test_how_key_frames_are_packed_changes_no_gradient(build, losses):
     grads = []
     for bucket in (0, 1, 64):
-        agent, stage, batches = build("metaworld", 1, **{"veorl.bucket": bucket, "kl.free": 0.0})
+        agent, stage, windows = build("metaworld", 1, **{"veorl.bucket": bucket, "kl.free": 0.0})
         weights = stage.variables
         with tf.GradientTape() as tape:
-            terms, _ = stage.losses(batches, SEED)
+            terms, _ = losses(stage, windows)
             total = tf.add_n(list(terms.values()))
         grads.append(tape.gradient(total, weights, unconnected_gradients="zero"))
     for path in grads[0]:

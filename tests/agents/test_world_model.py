@@ -16,6 +16,7 @@ class Streams:
     """Enough of a stage for `random_batches`."""
 
     streams = STREAM
+    columns = ()
 
 
 @pytest.fixture(params=["metaworld", "minedojo"])

@@ -9,6 +9,7 @@ import pytest
 from veorl_tf.core import seeds
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.episodes import save_episode
+from veorl_tf.data.jumps import compact
 from veorl_tf.data.store import FrameStore
 from veorl_tf.data.synthetic import random_episode
 from veorl_tf.data.windows import Batches, WindowSampler
@@ -82,23 +83,44 @@ def test_no_episode_long_enough(store):
 def test_gather(store):
     extra = np.arange(len(store))
     sampler = WindowSampler(
-        store, store.episodes, 4, 3, keys=("image", "reward"), columns={"row": extra}
+        store, store.episodes, 4, 3, keys=("image", "reward", "row"), columns={"row": extra}
     )
-    starts = np.array([[0, 5], [6, 31]])
-    windows = sampler.gather(starts)
-    assert set(windows) == {"image", "reward", "row"} and windows["image"].shape == (
-        2,
-        2,
-        4,
-        8,
-        8,
-        3,
-    )
-    np.testing.assert_array_equal(windows["row"], starts[..., None] + np.arange(4))
+    rows = np.array([[0, 5], [6, 31]])[..., None] + np.arange(4)
+    windows = sampler.gather({"rows": rows, "mask": rows > 3})
+    assert set(windows) == {"image", "reward", "row", "mask"}
+    assert windows["image"].shape == (2, 2, 4, 8, 8, 3)
+    np.testing.assert_array_equal(windows["row"], rows)
+    np.testing.assert_array_equal(windows["mask"], rows > 3)
     np.testing.assert_array_equal(windows["image"], store.arrays["image"][windows["row"]])
     np.testing.assert_array_equal(windows["reward"], store.arrays["reward"][windows["row"]])
     assert windows["image"].dtype == np.uint8 and windows["reward"].dtype == np.float32
     assert type(windows["image"]) is np.ndarray and windows["image"].flags.writeable
+
+
+def test_key_frame_windows(store):
+    """Only the frames in which a behaviour ends; the code of a row led to it."""
+    row = np.arange(len(store))
+    codes = np.where((row > 10) & (row < 23), row % 3, 1).astype(np.int32)
+    columns = {"code": codes, "row": row}
+    keys = ("image", "row")
+    sampler = WindowSampler(store, store.episodes, 6, 8, False, keys, columns, slots=4)
+    plain = WindowSampler(store, store.episodes, 6, 8, False, keys, columns)
+    seen = set()
+    for seed in range(20):
+        batch, whole = (
+            one.sample(np.random.Generator(np.random.Philox(seed))) for one in (sampler, plain)
+        )
+        assert set(batch) == {"image", "row", "code", "mask", "runs", "index"}
+        index = codes[whole["row"]][:, 1:]
+        np.testing.assert_array_equal(batch["index"], index)
+        jumps = compact(index, 4)
+        for key in ("code", "mask", "runs"):
+            np.testing.assert_array_equal(batch[key], getattr(jumps, key))
+        frames = np.take_along_axis(whole["row"], jumps.frame, 1)
+        np.testing.assert_array_equal(batch["row"], frames)
+        np.testing.assert_array_equal(batch["image"], store.arrays["image"][frames])
+        seen |= set(batch["runs"])
+    assert {min(seen), max(seen)} == {1, 5}, "fewer runs than slots, and more"
 
 
 def streams(store):
@@ -135,10 +157,8 @@ def test_a_batch_depends_on_its_index_alone(store):
             assert not np.array_equal(
                 next(batches)["target"]["image"], reference[0]["target"]["image"]
             )
-    expected = streams(store)["target"].indices(seeds.generator(3, "model", "target", 2))
-    np.testing.assert_array_equal(
-        streams(store)["target"].gather(expected)["image"], reference[2]["target"]["image"]
-    )
+    expected = streams(store)["target"].sample(seeds.generator(3, "model", "target", 2))
+    assert_equal({"target": expected}, {"target": reference[2]["target"]})
 
 
 def test_several_updates_per_call(store):

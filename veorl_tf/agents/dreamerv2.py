@@ -6,8 +6,9 @@ The baseline of VeoRL: the same sizes, indexing and optimisers, no video.
 import tensorflow as tf
 
 from veorl_tf.agents.agent import Agent
-from veorl_tf.agents.stage import Stage, Stream, split_seed
+from veorl_tf.agents.stage import Column, Stage, Stream, split_seed
 from veorl_tf.agents.world_model import flat_states
+from veorl_tf.nets.vision import preprocess
 
 
 class DreamerV2(Agent):
@@ -34,10 +35,14 @@ class DreamerV2(Agent):
         )
 
     def behavior_stage(self) -> Stage:
+        """The model is frozen, so every frame is embedded once."""
+        embed = Column("embed", ("encoder",), lambda image: self.model.encoder(preprocess(image)))
+        keys = ("embed", "action", "discount")
         return Stage(
             name="behavior",
             losses=self.behavior_losses,
-            streams={"target": self.target_stream()},
+            streams={"target": Stream("target", self.config.data.length, keys)},
+            columns=(embed,),
             scales={"actor": 1.0, "critic": 1.0},
             groups={
                 "actor": self.group("behavior", "actor", "actor"),

@@ -17,7 +17,27 @@ class Stream:
 
     dataset: str  # "target" or "source"
     length: int  # frames per window
-    keys: tuple[str, ...]  # "image", "action", "reward", "discount"
+    keys: tuple[str, ...]  # "image", "action", "reward", "discount", or the stage's columns
+    slots: int = 0  # K > 0: compacted by the column `code` to at most K key frames
+
+    @property
+    def reads(self) -> set[str]:
+        """Arrays that its windows are made from."""
+        return {*self.keys, "code"} if self.slots else set(self.keys)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A row per frame that a frozen part of the agent gives, computed once when a stage begins.
+
+    `compute` maps `[context + n, H, W, 3]` uint8 images, consecutive frames, to the rows `[n, ...]`
+    of all but the first `context`; rows for which an episode has no such frames before are 0.
+    """
+
+    name: str  # its key in batches
+    nets: tuple[str, ...]  # whose weights it is made with
+    compute: Callable[[tf.Tensor], tf.Tensor]
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -26,8 +46,9 @@ class Stage:
 
     `losses(batches, seed)` returns the terms (scalars by name, whose names must equal those of
     `scales`) and metrics. `groups` are the optimiser groups, disjoint sets of variables, that one
-    gradient of the weighted sum trains. `begin` runs once before the first update, `before_update`
-    before each, inside the graph, with the update's index.
+    gradient of the weighted sum trains. `columns` are computed before the first update from what
+    the stage leaves as it is. `begin` runs once before the first update, `before_update` before
+    each, inside the graph, with the update's index.
     """
 
     name: str
@@ -36,6 +57,7 @@ class Stage:
     scales: Mapping[str, float]
     groups: Mapping[str, Adam]
     loss_scale: LossScale
+    columns: tuple[Column, ...] = ()
     evaluates: bool = False
     begin: Callable[[], None] = field(default=lambda: None)
     before_update: Callable[[tf.Tensor], None] = field(default=lambda index: None)

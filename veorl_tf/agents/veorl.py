@@ -8,13 +8,15 @@ code comes next. `behavior`: actor and critic imagine in the trunk, see the clon
 rewarded for staying close to what the plan net predicts.
 """
 
+from dataclasses import replace
+
 import tensorflow as tf
 
 from veorl_tf.agents.behavior import Inputs, Trajectory
-from veorl_tf.agents.compaction import Jumps, Packing, compact, take_frames
 from veorl_tf.agents.dreamerv2 import DreamerV2
 from veorl_tf.agents.objectives import balanced_kl, global_mean, linear_mmd, safe_norm
-from veorl_tf.agents.stage import Stage, Stream, split_seed
+from veorl_tf.agents.packing import Packing
+from veorl_tf.agents.stage import Column, Stage, Stream, split_seed
 from veorl_tf.nets.base import MLP
 from veorl_tf.nets.quantizer import BehaviorAbstraction, usage
 from veorl_tf.nets.rssm import State
@@ -81,17 +83,22 @@ class VeoRL(DreamerV2):
                 f"plan_kl_{domain}": kl,
                 f"bc_{domain}": keys.bc_scale,
             }
+        streams = {
+            **trunk.streams,
+            "target_long": Stream(
+                "target", data.long_length, ("image",), min(data.length, data.long_length - 1)
+            ),
+            "source": Stream("source", data.source_length, ("image",), data.source_length - 1),
+        }
         if keys.bc_on_trunk:
             scales["bc_trunk"] = keys.bc_scale
+            streams["target"] = replace(streams["target"], keys=(*streams["target"].keys, "code"))
         return Stage(
             name="model",
             losses=self.model_losses,
             begin=self.begin_model,
-            streams={
-                **trunk.streams,
-                "target_long": Stream("target", data.long_length, ("image",)),
-                "source": Stream("source", data.source_length, ("image",)),
-            },
+            streams=streams,
+            columns=(Column("code", ("encoder_ban", "ban"), self.label, context=1),),
             scales={**trunk.scales, **scales},
             groups={"model": self.group("model", "model", *nets)},
             loss_scale=trunk.loss_scale,
@@ -143,42 +150,35 @@ class VeoRL(DreamerV2):
     # ----- stage 2 -----------------------------------------------------------------------------
 
     def label(self, image: tf.Tensor) -> tf.Tensor:
-        """Code indices `[B, L - 1]` of frames `[B, L, ...]` by the frozen BAN."""
-        return tf.stop_gradient(self.ban(self.encoder_ban(preprocess(image))).index)
+        """Codes `[L - 1]` of the transitions between frames `[L, ...]`, by the frozen BAN."""
+        return self.ban(self.encoder_ban(preprocess(image[None]))).index[0]
 
     def model_losses(self, batches, seed: tf.Tensor):
         trunk_seed, target_seed, source_seed = split_seed(seed, 3)
         terms, posterior, metrics = self.model.losses(batches["target"], trunk_seed)
-        slots = {
-            "target_long": min(self.config.data.length, self.config.data.long_length - 1),
-            "source": self.config.data.source_length - 1,
-        }
         embeds = {}
         for stream, stream_seed in (("target_long", target_seed), ("source", source_seed)):
-            domain = stream.split("_")[0]
-            image = batches[stream]["image"]
-            index = self.label(image)
-            jumps = compact(index, slots[stream])
-            plan_terms, plan_metrics, embeds[domain] = self.plan_losses(image, jumps, stream_seed)
+            domain, batch = stream.split("_")[0], batches[stream]
+            plan_terms, plan_metrics, embeds[domain] = self.plan_losses(batch, stream_seed)
             terms |= {f"{k}_{domain}": v for k, v in plan_terms.items()}
             metrics |= {f"{k}_{domain}": v for k, v in plan_metrics.items()}
-            metrics |= self.code_metrics(domain, index)
+            metrics |= self.code_metrics(domain, batch["index"])
         (source, source_mask), (target, target_mask) = embeds["source"], embeds["target"]
         terms["mmd"] = linear_mmd(source, target, source_mask, target_mask)
         if self.config.veorl.bc_on_trunk:
-            terms["bc_trunk"] = self.trunk_cloning_loss(batches["target"]["image"], posterior)
+            terms["bc_trunk"] = self.trunk_cloning_loss(batches["target"]["code"], posterior)
         return terms, metrics
 
-    def plan_losses(self, image: tf.Tensor, jumps: Jumps, seed: tf.Tensor):
+    def plan_losses(self, batch, seed: tf.Tensor):
         """The plan net on key frames: from where one behaviour ends to where the next one does.
 
         Means are over valid slots; the image loss keeps VeoRL's weight, the sum over valid slots
         divided by all of them.
         """
-        mask = jumps.mask
+        mask = batch["mask"]
         packing = Packing(mask, 0 if self.config.jit else self.config.veorl.bucket)
-        frames = preprocess(packing.pack(take_frames(image, jumps)))
-        codes = tf.stop_gradient(self.ban.codebook.lookup(jumps.code)) * mask[..., None]
+        frames = preprocess(packing.pack(batch["image"]))
+        codes = tf.stop_gradient(self.ban.codebook.lookup(batch["code"])) * mask[..., None]
         embed = packing.unpack(self.model.encoder(frames))
         posterior, prior = self.plan.observe(embed, codes, seed)
         features = self.plan.features(posterior)
@@ -196,13 +196,14 @@ class VeoRL(DreamerV2):
         metrics = {
             "plan_kl_nats": nats,
             "plan_image_per_frame": global_mean(error, mask),
-            "runs": global_mean(jumps.runs),
+            "runs": global_mean(batch["runs"]),
         }
         return terms, metrics, (embed, mask)
 
-    def trunk_cloning_loss(self, image: tf.Tensor, posterior: State) -> tf.Tensor:
-        """Optional: the cloner also predicts the next transition's code from trunk states."""
-        codes = tf.stop_gradient(self.ban.codebook.lookup(self.label(image)))
+    def trunk_cloning_loss(self, code: tf.Tensor, posterior: State) -> tf.Tensor:
+        """Optional: the cloner also predicts the next transition's code from trunk states;
+        `code [B, T]` are those of the transitions that led to the frames."""
+        codes = tf.stop_gradient(self.ban.codebook.lookup(code[:, 1:]))
         features = tf.stop_gradient(self.model.rssm.features(posterior))[:, :-1]
         return global_mean(tf.square(self.cloner(features) - codes))
 
@@ -221,11 +222,10 @@ class VeoRL(DreamerV2):
                 )
             }
         if stage == "model":
-            long = batches["target_long"]["image"]
-            jumps = compact(self.label(long), min(self.config.data.length, long.shape[1] - 1))
-            shown = tf.cast(jumps.mask, long.dtype)[..., None, None, None]
-            frames = take_frames(long, jumps) * shown
-            code = self.ban.codebook.lookup(jumps.code) * jumps.mask[..., None]
+            long = batches["target_long"]
+            frames = long["image"]
+            frames *= tf.cast(long["mask"], frames.dtype)[..., None, None, None]
+            code = self.ban.codebook.lookup(long["code"]) * long["mask"][..., None]
             pictures["open_loop/plan"] = self.open_loop(
                 self.plan,
                 self.plan_decoder,

@@ -61,8 +61,9 @@ class WorldModel:
         return terms, posterior, metrics
 
     def observe(self, batch, seed: tf.Tensor) -> tuple[State, State]:
-        """Posterior states and prior statistics of `image`, `action [B, T, ...]`."""
-        embed = self.encoder(preprocess(batch["image"]))
+        """Posterior states and prior statistics of `image` (or what the encoder made of it,
+        `embed`) and `action [B, T, ...]`."""
+        embed = batch["embed"] if "embed" in batch else self.encoder(preprocess(batch["image"]))
         return self.rssm.observe(embed, batch["action"], seed)
 
     def _discount_error(self, features: tf.Tensor, discount: tf.Tensor) -> tf.Tensor:

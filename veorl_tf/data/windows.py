@@ -15,6 +15,7 @@ import numpy as np
 
 from veorl_tf.core import seeds
 from veorl_tf.core.errors import UserError
+from veorl_tf.data.jumps import compact
 from veorl_tf.data.store import Episodes, FrameStore
 
 
@@ -30,7 +31,9 @@ class WindowSampler:
             possible one, which then has the share length / n: more terminals and successes are
             seen.
         keys: what `gather` reads; all of the store's arrays by default.
-        columns: further arrays [N, ...] by name, e.g. derived columns.
+        columns: further arrays [N, ...] by name (derived columns), which `keys` may name.
+        slots: K > 0 compacts each window to the at most K frames in which a behaviour of the
+            column `code` ends.
     Raises:
         UserError: no episode has more than `length` frames.
     """
@@ -44,6 +47,7 @@ class WindowSampler:
         oversample_ends: bool = False,
         keys: Sequence[str] | None = None,
         columns: Mapping[str, np.ndarray] | None = None,
+        slots: int = 0,
     ):
         if length < 1 or batch < 1:
             raise UserError(
@@ -58,9 +62,9 @@ class WindowSampler:
             )
         self.episodes = episodes[eligible]
         self.length, self.batch, self.oversample_ends = length, batch, oversample_ends
-        self.arrays = {key: store.arrays[key] for key in (keys or store.arrays)} | dict(
-            columns or {}
-        )
+        known = {**store.arrays, **(columns or {})}
+        self.arrays = {key: known[key] for key in (store.arrays if keys is None else keys)}
+        self.slots, self.codes = slots, np.asarray(known["code"]) if slots else None
 
     def indices(self, generator: np.random.Generator) -> np.ndarray:
         """First rows of a batch of windows: int64 [B]."""
@@ -73,16 +77,36 @@ class WindowSampler:
             offsets = generator.integers(last + 1)
         return self.episodes.starts[chosen] + offsets
 
-    def gather(self, starts: np.ndarray) -> dict[str, np.ndarray]:
-        """The windows that begin at rows `starts` [...], copied: {key: [..., T, ...]}."""
-        starts = np.asarray(starts)
-        windows = {}
-        for key, array in self.arrays.items():
-            out = np.empty((starts.size, self.length, *array.shape[1:]), array.dtype)
-            for slot, start in zip(out, starts.ravel().tolist(), strict=True):
-                slot[...] = array[start : start + self.length]
-            windows[key] = out.reshape(*starts.shape, *out.shape[1:])
-        return windows
+    def draw(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        """A batch without its frames: `rows [B, T]` of the store, int64.
+
+        With `slots` the rows are key frames `[B, K]` (a window's first frame where not valid), and
+        with them come `code [B, K]`, `mask [B, K]`, `runs [B]` (see `jumps.compact`) and the codes
+        of all transitions, `index [B, T - 1]`.
+        """
+        starts = self.indices(generator)[:, None]
+        rows = starts + np.arange(self.length)
+        if not self.slots:
+            return {"rows": rows}
+        index = self.codes[rows][:, 1:]
+        jumps = compact(index, self.slots)
+        return {
+            "rows": starts + jumps.frame,
+            "code": jumps.code,
+            "mask": jumps.mask,
+            "runs": jumps.runs,
+            "index": index,
+        }
+
+    def gather(self, draw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A drawn batch with its frames, copied: every array [..., T or K, ...] in place of
+        `rows`."""
+        rest = {key: value for key, value in draw.items() if key != "rows"}
+        return rest | {key: np.asarray(array)[draw["rows"]] for key, array in self.arrays.items()}
+
+    def sample(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
+        """`gather` of a `draw`."""
+        return self.gather(self.draw(generator))
 
 
 class Batches:
@@ -157,10 +181,11 @@ class Batches:
         result = {}
         for name, sampler in self.streams.items():
             draws = [
-                sampler.indices(seeds.generator(self.seed, self.stage, name, index + k))
+                sampler.draw(seeds.generator(self.seed, self.stage, name, index + k))
                 for k in range(count or 1)
             ]
-            result[name] = sampler.gather(np.stack(draws) if count else draws[0])
+            stacked = {key: np.stack([draw[key] for draw in draws]) for key in draws[0]}
+            result[name] = sampler.gather(stacked if count else draws[0])
         return result
 
     def _fetch(self, index: int) -> None:

@@ -19,6 +19,7 @@ from veorl_tf.core.progress import progress
 from veorl_tf.data.store import FrameStore
 from veorl_tf.data.windows import Batches, WindowSampler
 from veorl_tf.run import datasets
+from veorl_tf.run.columns import Columns, derive, remove
 from veorl_tf.run.directory import RunDirectory, load_weights
 from veorl_tf.run.evaluate import Evaluator, agent_policy
 from veorl_tf.run.simulators import env_options
@@ -135,6 +136,7 @@ class OfflineTraining:
                 self.save(end)
             elif self.update and end not in checkpoint.names(self.directory.checkpoints):
                 self.save(end)  # a signal at the stage's last update came before it
+            remove(self.agent, stage, self.stores)
             if self.stage + 1 == len(self.stages):
                 break
             self.stage, self.update = self.stage + 1, 0
@@ -145,7 +147,8 @@ class OfflineTraining:
             self.begun.append(stage.name)
         log, budget = self.config.log, self.budgets[self.stage]
         update = Update(stage, self.config.seed, self.config.jit)
-        training, held_out = self.samplers(stage)
+        columns = derive(self.agent, stage, self.stores)
+        training, held_out = self.samplers(stage, columns)
         if not held_out:
             warn(f"no validation losses in stage {stage.name}: no held-out episode is long enough")
         with (
@@ -178,7 +181,7 @@ class OfflineTraining:
                 if held_out and self.due(log.validation_every):
                     self.validate(stage, update, held_out)
                 if self.due(log.video_every):
-                    self.report(stage, held_out or training)
+                    self.report(stage, columns)
                 if stage.evaluates and self.due(log.eval_every) and self.update < budget:
                     self.evaluate(stop, bar)
                 if self.due(log.checkpoint_every) or stop.requested:
@@ -193,8 +196,9 @@ class OfflineTraining:
     def due(self, every: int) -> bool:
         return every > 0 and (self.update % every == 0 or self.update == self.budgets[self.stage])
 
-    def samplers(self, stage: Stage) -> tuple[dict, dict]:
-        """Window samplers of every stream, over training and over held-out episodes.
+    def samplers(self, stage: Stage, columns: Columns, *more: str) -> tuple[dict, dict]:
+        """Window samplers of every stream, over training and over held-out episodes; they read the
+        stream's keys, and those named here.
 
         There are no held-out ones when no held-out episode is long enough for a stream's windows.
         """
@@ -203,7 +207,14 @@ class OfflineTraining:
         for name, stream in stage.streams.items():
             store = self.stores[stream.dataset]
             seen, unseen = store.split(data.validation)
-            windows = (stream.length, data.batch, data.oversample_ends, stream.keys)
+            windows = (
+                stream.length,
+                data.batch,
+                data.oversample_ends,
+                tuple(dict.fromkeys([*stream.keys, *more])),
+                columns.get(stream.dataset),
+                stream.slots,
+            )
             training[name] = WindowSampler(store, seen, *windows)
             if np.any(unseen.lengths > stream.length):
                 held_out[name] = WindowSampler(store, unseen, *windows)
@@ -223,26 +234,15 @@ class OfflineTraining:
         sums: dict[str, float] = {}
         count = 4
         for i in range(count):
-            batch = {
-                name: s.gather(
-                    s.indices(
-                        seeds.generator(self.config.seed, f"{stage.name}/validation", name, i)
-                    )
-                )
-                for name, s in samplers.items()
-            }
+            batch = draw_batch(samplers, self.config.seed, f"{stage.name}/validation", i)
             for key, value in update.evaluate(to_tensors(batch), i).items():
                 sums[key] = sums.get(key, 0.0) + float(value) / count
         self.logger.scalars(self.step, {f"validation/{k}": v for k, v in sums.items()}, stage.name)
 
-    def report(self, stage: Stage, samplers: dict) -> None:
+    def report(self, stage: Stage, columns: Columns) -> None:
         """Videos and pictures of what the model believes, of held-out data where there is some."""
-        batch = {
-            name: s.gather(
-                s.indices(seeds.generator(self.config.seed, f"{stage.name}/report", name, 0))
-            )
-            for name, s in samplers.items()
-        }
+        training, held_out = self.samplers(stage, columns, "image")
+        batch = draw_batch(held_out or training, self.config.seed, f"{stage.name}/report", 0)
         seed = tf.constant(seeds.graph_seed(self.config.seed, f"{stage.name}/report"))
         for name, value in self.agent.report(stage.name, to_tensors(batch), seed).items():
             pixels = (np.clip(value.numpy(), 0, 1) * 255).round().astype(np.uint8)
@@ -336,6 +336,14 @@ def assign(variables: dict[str, tf.Variable], arrays: dict[str, np.ndarray], whe
             )
     for path, variable in variables.items():
         variable.assign(arrays[path])
+
+
+def draw_batch(samplers: dict[str, WindowSampler], seed: int, purpose: str, index: int) -> dict:
+    """One batch of every stream."""
+    return {
+        name: sampler.sample(seeds.generator(seed, purpose, name, index))
+        for name, sampler in samplers.items()
+    }
 
 
 def to_tensors(batch: dict) -> dict:
