@@ -100,7 +100,7 @@ def test_xla_gives_the_losses_of_plain_graphs(
     names, unroll, tiny_config, make_agent, random_batches, silent, eager
 ):
     """One compiled update of every stage. Without noise: XLA orders random numbers otherwise."""
-    config = tiny_config(names, {"jit": True, "unroll": unroll})
+    config = tiny_config(names, {"compiler": "xla", "unroll": unroll})
     compiled, plain = silent(make_agent(config)), silent(make_agent(config))
     for stage, reference in zip(compiled.stages(), plain.stages(), strict=True):
         stage.start()

@@ -168,13 +168,41 @@ def test_several_updates_per_call(store):
     with Batches(streams(store), 0, "model", 1, 8, per_call=3) as batches:
         stacked = list(batches)
         assert batches.index == 8
-    assert [batch["target"]["image"].shape[0] for batch in stacked] == [3, 3, 1]
+    assert [batch["target"]["image"].shape[0] for batch in stacked] == [3, 3, 3]
+    padding = stacked[2]["target"]["image"]
+    np.testing.assert_array_equal(padding[1:], padding[[0, 0]])
     for i, expected in enumerate(reference):
         got = {
             name: {key: array[i % 3] for key, array in arrays.items()}
             for name, arrays in stacked[i // 3].items()
         }
         assert_equal(got, expected)
+
+
+def test_calls_end_where_something_is_due(store):
+    """Every call begins where the one before ended, has at most K updates, and crosses no end."""
+    ends = lambda index: (index // 4 + 1) * 4
+    with Batches(streams(store), 0, "model", 1, 11, per_call=3, ends=ends) as batches:
+        indices = [1]
+        for stacked in batches:
+            first, count = indices[-1], batches.index - indices[-1]
+            indices.append(batches.index)
+            for k in range(count):
+                one = {s: {key: v[k] for key, v in a.items()} for s, a in stacked.items()}
+                with Batches(streams(store), 0, "model", first + k) as single:
+                    assert_equal(one, next(single))
+    assert indices == [1, 4, 7, 8, 11]
+
+
+def test_rows_without_frames(store):
+    with Batches(streams(store), 0, "model", 0, 2, gather=False) as rows:
+        for drawn, index in zip(rows, range(2), strict=True):
+            with Batches(streams(store), 0, "model", index) as batches:
+                batch = next(batches)
+            for name, draw in drawn.items():
+                assert set(draw) == {"rows"} and draw["rows"].dtype == np.int32
+                frames = store.arrays["image"][draw["rows"]]
+                np.testing.assert_array_equal(frames, batch[name]["image"])
 
 
 def alive(name):

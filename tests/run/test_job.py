@@ -48,7 +48,7 @@ BASE = ["--configs", "metaworld", "veorl", "debug"]
         ([*BASE, "--behavior", "3"], ["--behavior is a group", "behavior.gamma"]),
         ([*BASE, "--seed", "one"], ["--seed", "a whole number expected", "'one'"]),
         ([*BASE, "--data.batch", "0.5"], ["--data.batch", "a whole number expected"]),
-        ([*BASE, "--jit", "maybe"], ["--jit", "true or false"]),
+        ([*BASE, "--compiler", "maybe"], ["--compiler maybe", "auto, graph, xla"]),
         ([*BASE, "--task", "metaworld_door_clos"], ["--task", "metaworld_door_close"]),
         ([*BASE, "--task", "atari_pong"], ["--task", "atari_pong"]),
         ([*BASE, "--env.camera", "corner9"], ["camera", "corner9", "corner2"]),

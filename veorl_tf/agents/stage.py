@@ -82,28 +82,74 @@ class Stage:
 
 
 class Update:
-    """A stage's update, compiled: `update(batches, index) -> metrics`, tensors in and out.
+    """A stage's update, compiled: tensors in and out.
 
     Randomness derives from (seed, stage, index) alone, so update `index` gives the same numbers
-    after a resume. `evaluate` computes the same losses on a held-out batch and changes nothing.
+    after a resume, and however many updates a call makes. `evaluate` computes the same losses on a
+    held-out batch and changes nothing.
+
+    Args:
+        stage: what to train.
+        seed: of the run.
+        jit: compile with XLA.
+        per_call: K. For K > 1 batches have a leading axis K, of which a call uses the first
+            `count` entries, one an update.
+        resident: arrays `[N, ...]` by stream and key, kept on the device; batches of such a stream
+            hold their `rows` in place of these keys.
     """
 
-    def __init__(self, stage: Stage, seed: int, jit: bool = False):
-        self.stage = stage
+    def __init__(
+        self,
+        stage: Stage,
+        seed: int,
+        jit: bool = False,
+        per_call: int = 1,
+        resident: Mapping[str, Mapping[str, tf.Tensor]] | None = None,
+    ):
+        self.stage, self.per_call, self._resident = stage, per_call, resident or {}
         self._seed = tf.constant(seeds.graph_seed(seed, stage.name))
         self._held_out_seed = tf.constant(seeds.graph_seed(seed, f"{stage.name}/validation"))
         self._update = tf.function(self._train, jit_compile=jit, autograph=False)
+        self._updates = tf.function(self._train_several, jit_compile=jit, autograph=False)
         self._losses = tf.function(self._measure, jit_compile=jit, autograph=False)
 
-    def __call__(self, batches: Batches, index: int) -> dict[str, tf.Tensor]:
-        return self._update(batches, tf.constant(index, tf.int32))
+    def __call__(self, batches: Batches, index: int, count: int = 1) -> dict[str, tf.Tensor]:
+        """Updates `index` ... `index + count - 1`; metrics by name, `[count]` for K > 1."""
+        first = tf.constant(index, tf.int32)
+        if self.per_call == 1:
+            return self._update(batches, first)
+        table = self._updates(batches, first, tf.constant(count, tf.int32))
+        return dict(zip(self._names, tf.unstack(table, axis=1), strict=True))
 
     def evaluate(self, batches: Batches, index: int) -> dict[str, tf.Tensor]:
         """Losses and metrics of a batch under update `index`'s validation noise."""
         return self._losses(batches, tf.constant(index, tf.int32))
 
+    def _train_several(self, batches: Batches, index: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """`_train` in a loop: a row of metrics per update, in the order of `_names`."""
+
+        def one(i):
+            metrics = self._train(tf.nest.map_structure(lambda x: x[i], batches), index + i)
+            self._names = list(metrics)
+            return tf.stack([tf.cast(value, tf.float32) for value in metrics.values()])
+
+        rows = tf.range(count)
+        return tf.map_fn(one, rows, fn_output_signature=tf.float32, parallel_iterations=1)
+
+    def _with_frames(self, batches: Batches) -> Batches:
+        """Resident arrays in place of rows."""
+
+        def read(name, batch):
+            if name not in self._resident:
+                return batch
+            rest = {key: value for key, value in batch.items() if key != "rows"}
+            arrays = self._resident[name].items()
+            return rest | {key: tf.gather(array, batch["rows"]) for key, array in arrays}
+
+        return {name: read(name, batch) for name, batch in batches.items()}
+
     def _train(self, batches: Batches, index: tf.Tensor) -> dict[str, tf.Tensor]:
-        stage = self.stage
+        stage, batches = self.stage, self._with_frames(batches)
         stage.before_update(index)
         variables = stage.variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:

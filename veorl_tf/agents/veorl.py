@@ -176,7 +176,7 @@ class VeoRL(DreamerV2):
         divided by all of them.
         """
         mask = batch["mask"]
-        packing = Packing(mask, 0 if self.config.jit else self.config.veorl.bucket)
+        packing = Packing(mask, 0 if self.config.compiler == "xla" else self.config.veorl.bucket)
         frames = preprocess(packing.pack(batch["image"]))
         codes = tf.stop_gradient(self.ban.codebook.lookup(batch["code"])) * mask[..., None]
         embed = packing.unpack(self.model.encoder(frames))

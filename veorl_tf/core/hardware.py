@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
+from typing import Any
+
+# What `auto` means, by device (docs/speed.md has the measurements behind it):
+# kind -> precision, compiler, updates_per_call.
+TABLE = {
+    "cpu": ("float32", "graph", 1),
+    "cpu with bfloat16": ("mixed_bfloat16", "graph", 1),
+    "gpu": ("float32", "xla", 16),
+    "gpu with float16": ("mixed_float16", "xla", 16),
+    "gpu with bfloat16": ("mixed_bfloat16", "xla", 16),
+}
+AUTO = {"precision": "auto", "compiler": "auto", "updates_per_call": 0}
 
 
-def resolve_precision(choice: str) -> str:
-    """`auto` becomes `mixed_bfloat16` where matrix units for bfloat16 exist, else `float32`."""
-    if choice != "auto":
-        return choice
-    return "mixed_bfloat16" if _cpu_has_bfloat16() or _gpu_has_bfloat16() else "float32"
+def resolve() -> dict[str, Any]:
+    """What each key of `AUTO` becomes on this machine."""
+    return dict(zip(AUTO, TABLE[device_kind()], strict=True))
+
+
+def device_kind() -> str:
+    """A row of `TABLE`: matrix units for bfloat16 (AVX512-BF16 or AMX; compute capability 8.0 or
+    later), or for float16 (7.0), or none."""
+    capability = _gpu_capability()
+    if capability is None:
+        return "cpu with bfloat16" if _cpu_has_bfloat16() else "cpu"
+    if capability >= (8, 0):
+        return "gpu with bfloat16"
+    return "gpu with float16" if capability >= (7, 0) else "gpu"
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return False
@@ -22,12 +44,37 @@ def _cpu_has_bfloat16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
 
 
-def _gpu_has_bfloat16() -> bool:
-    """Whether the first GPU is of compute capability 8.0 or later."""
+def _gpu_capability() -> tuple[int, int] | None:
+    """Compute capability of the first GPU; None without one."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus:
-        return False
-    capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
-    return capability is not None and capability >= (8, 0)
+        return None
+    return tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+
+
+def accelerated() -> bool:
+    """Whether TensorFlow computes on something else than the CPU."""
+    return _gpu_capability() is not None
+
+
+def cores(cgroup: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processors that this process may use: its affinity, and a container's quota rounded up."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cgroup.read_text().split()
+        return max(1, min(own, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return own
+
+
+def configure_devices() -> None:
+    """As many threads as there are processors, and GPU memory taken as it is needed. Before
+    TensorFlow's first operation."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(cores())
+    tf.config.threading.set_inter_op_parallelism_threads(cores())
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)

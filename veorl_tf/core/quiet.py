@@ -6,15 +6,18 @@ import os
 import sys
 import tempfile
 
+from veorl_tf.core.hardware import configure_devices
 from veorl_tf.core.reproducible import order_sums
 
 
 def load_tensorflow() -> None:
-    """Imports TensorFlow and wakes its devices while stderr is held back.
+    """Imports TensorFlow and wakes its devices while stderr is held back; again: does nothing.
 
     Its C++ libraries write several lines there before any log level is looked at. Whatever was
     held back is shown when the import fails.
     """
+    if "tensorflow" in sys.modules:
+        return order_sums()
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -22,7 +25,7 @@ def load_tensorflow() -> None:
         try:
             import tensorflow as tf
 
-            tf.config.list_physical_devices()
+            configure_devices()
             tf.zeros([1])
         except BaseException:
             held.seek(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -122,11 +122,16 @@ class Batches:
         start: index of the first batch.
         stop: index after the last; endless by default.
         prefetch: batches held ready.
-        per_call: K, updates per batch. For K > 1 arrays get a leading axis [K, B, T, ...] that
-            holds the batches of indices i .. i + K - 1, and the index advances by K. At `stop` the
-            last one may hold fewer.
+        per_call: K. For K > 1 arrays get a leading axis [K, B, T, ...] that holds the batches of
+            the indices from `index` on, one an update.
+        ends: where a call that begins at an index has to end at the latest. What a call does not
+            use of its K batches repeats the last one it does.
+        gather: read the frames; otherwise batches hold their `rows`, int32.
     Yields:
         {stream: {key: [B, T, ...]}}. What the thread raises is raised here.
+
+    Attributes:
+        index: after the last batch, what the next one begins with.
     """
 
     def __init__(
@@ -138,9 +143,12 @@ class Batches:
         stop: int | None = None,
         prefetch: int = 2,
         per_call: int = 1,
+        ends: Callable[[int], int] | None = None,
+        gather: bool = True,
     ):
         self.streams, self.seed, self.stage = dict(streams), seed, stage
         self.index, self.stop, self.per_call = start, stop, per_call
+        self._ends, self._gather = ends, gather
         self._queue: queue.Queue = queue.Queue(max(1, prefetch))
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -176,25 +184,30 @@ class Batches:
             except queue.Empty:
                 self._thread.join(0.01)
 
-    def batch(self, index: int, count: int | None = None) -> dict[str, dict[str, np.ndarray]]:
-        """The batch of one index (or the `count` batches from it, stacked), without the thread."""
+    def batch(self, index: int, count: int = 1) -> dict[str, dict[str, np.ndarray]]:
+        """The batch of one index (K > 1: those of `count` indices, stacked), without the thread."""
         result = {}
         for name, sampler in self.streams.items():
             draws = [
                 sampler.draw(seeds.generator(self.seed, self.stage, name, index + k))
-                for k in range(count or 1)
+                for k in range(count)
             ]
-            stacked = {key: np.stack([draw[key] for draw in draws]) for key in draws[0]}
-            result[name] = sampler.gather(stacked if count else draws[0])
+            draws += [draws[-1]] * (self.per_call - count)
+            draw = {key: np.stack([one[key] for one in draws]) for key in draws[0]}
+            draw = draw if self.per_call > 1 else draws[0]
+            result[name] = sampler.gather(draw) if self._gather else _only_rows(draw)
         return result
+
+    def _count(self, index: int) -> int:
+        """Updates of the call that begins at `index`."""
+        ends = [index + self.per_call, self.stop, self._ends(index) if self._ends else None]
+        return max(1, min(end for end in ends if end is not None) - index)
 
     def _fetch(self, index: int) -> None:
         try:
             while not self._closed.is_set() and (self.stop is None or index < self.stop):
-                count = (
-                    self.per_call if self.stop is None else min(self.per_call, self.stop - index)
-                )
-                item = self.batch(index, count if self.per_call > 1 else None)
+                count = self._count(index)
+                item = self.batch(index, count)
                 index += count
                 self._put((index, item))
             self._put((index, StopIteration()))
@@ -207,3 +220,7 @@ class Batches:
                 return self._queue.put(entry, timeout=0.1)
             except queue.Full:
                 continue
+
+
+def _only_rows(draw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return draw | {"rows": draw["rows"].astype(np.int32)}

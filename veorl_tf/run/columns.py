@@ -72,7 +72,9 @@ def _derive(agent: Agent, column: Column, key: str, store: FrameStore, dataset: 
     if array is not None:
         return array
     compute = tf.function(
-        lambda image: _stored(column.compute(image)), jit_compile=agent.config.jit, autograph=False
+        lambda image: _stored(column.compute(image)),
+        jit_compile=agent.config.compiler == "xla",
+        autograph=False,
     )
     spec = tf.TensorSpec([column.context + BLOCK, *store.image_shape], tf.uint8)
     row = compute.get_concrete_function(spec).structured_outputs

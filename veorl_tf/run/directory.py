@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from veorl_tf.core import checkpoint
+from veorl_tf.core import checkpoint, hardware
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
-from veorl_tf.core.hardware import resolve_precision
 
 # Keys that change where or how often something is written, never what is learnt.
-HARMLESS = re.compile(r"logdir|datadir|fresh|log\..*|env\.workers|data\.prefetch")
+HARMLESS = re.compile(r"logdir|datadir|fresh|log\..*|env\.workers|data\.prefetch|updates_per_call")
 PACKAGES = (
     "tensorflow",
     "keras",
@@ -102,12 +101,10 @@ def run_path(config: Config, names: Sequence[str]) -> Path:
 
 def settle(config: Config, names: Sequence[str]) -> Config:
     """`config` with what `auto` means here, or meant where the run was begun."""
-    if config.precision != "auto":
-        return config
+    automatic = [key for key, auto in hardware.AUTO.items() if config[key] == auto]
     path = run_path(config, names)
-    begun = RunDirectory(path).started
-    precision = load_config(path).precision if begun else resolve_precision("auto")
-    return config.update({"precision": precision})
+    found = load_config(path).flat if RunDirectory(path).started else hardware.resolve()
+    return config.update({key: found[key] for key in automatic})
 
 
 def default_name(config: Config, names: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
 RANDOM_EPISODES = 100
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 LOWEST = {
+    "updates_per_call": 0,
     "env.workers": 1,
     "data.batch": 1,
     "data.length": 3,
@@ -64,6 +65,7 @@ def check(config: Config) -> None:
     choices = {
         "agent": AGENTS,
         "precision": PRECISIONS,
+        "compiler": ("auto", "graph", "xla"),
         "backbone": ("v2",),
         "v2.latent": ("gaussian", "categorical"),
         "v2.activation": ("elu", "relu", "silu"),

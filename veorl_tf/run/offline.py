@@ -10,7 +10,7 @@ import tensorflow as tf
 from veorl_tf.agents.agent import ActionSpace
 from veorl_tf.agents.registry import make_agent
 from veorl_tf.agents.stage import Stage, Update
-from veorl_tf.core import checkpoint, seeds
+from veorl_tf.core import checkpoint, hardware, seeds
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.interrupt import StopRequest
@@ -146,9 +146,12 @@ class OfflineTraining:
             stage.start()
             self.begun.append(stage.name)
         log, budget = self.config.log, self.budgets[self.stage]
-        update = Update(stage, self.config.seed, self.config.jit)
         columns = derive(self.agent, stage, self.stores)
         training, held_out = self.samplers(stage, columns)
+        resident = self.resident(training)
+        pace = Pace(self.config.updates_per_call)
+        xla = self.config.compiler == "xla"
+        update = Update(stage, self.config.seed, xla, pace.most, resident)
         if not held_out:
             warn(f"no validation losses in stage {stage.name}: no held-out episode is long enough")
         with (
@@ -160,6 +163,9 @@ class OfflineTraining:
                 self.update,
                 budget,
                 self.config.data.prefetch,
+                pace.most,
+                lambda index: min(index + pace.now, self.next_due(stage, index)),
+                gather=not resident,
             ) as batches,
             progress(budget, self.update, stage.name, "updates") as bar,
         ):
@@ -170,12 +176,16 @@ class OfflineTraining:
             while self.update < budget:
                 with watch("data"):
                     batch = to_tensors(next(batches))
-                with watch("update"):
-                    metrics = update(batch, self.update)
-                    self.update += 1
-                    if self.due(log.every):
+                    count = batches.index - self.update
+                with watch("update"), pace(count):
+                    metrics = update(batch, self.update, count)
+                    self.update += count
+                    watch.updates += count
+                    if pace.most > 1:
+                        metrics = {k: v[count - 1] for k, v in metrics.items()}
+                    if pace.most > 1 or self.due(log.every):
                         metrics = {k: float(v) for k, v in metrics.items()}
-                bar.update()
+                bar.update(count)
                 if self.due(log.every):
                     self.log(metrics | watch.read() | {"time/total": self.clock()}, bar)
                 if held_out and self.due(log.validation_every):
@@ -195,6 +205,25 @@ class OfflineTraining:
 
     def due(self, every: int) -> bool:
         return every > 0 and (self.update % every == 0 or self.update == self.budgets[self.stage])
+
+    def next_due(self, stage: Stage, index: int) -> int:
+        """After which update something else happens: a call of several updates ends there."""
+        log, budget = self.config.log, self.budgets[self.stage]
+        periods = [log.every, log.validation_every, log.video_every, log.checkpoint_every]
+        periods += [log.eval_every] if stage.evaluates else []
+        return min([budget] + [(index // every + 1) * every for every in periods if every > 0])
+
+    def resident(self, samplers: dict[str, WindowSampler]) -> dict[str, dict[str, tf.Tensor]]:
+        """The samplers' arrays on the accelerator, where there is one and they fit, else none."""
+        arrays = {id(a): a for s in samplers.values() for a in s.arrays.values()}
+        size = sum(array.nbytes for array in arrays.values())
+        if not hardware.accelerated() or size > self.config.data.resident_gib * 2**30:
+            return {}
+        tensors = {key: tf.constant(np.asarray(array)) for key, array in arrays.items()}
+        return {
+            name: {key: tensors[id(array)] for key, array in sampler.arrays.items()}
+            for name, sampler in samplers.items()
+        }
 
     def samplers(self, stage: Stage, columns: Columns, *more: str) -> tuple[dict, dict]:
         """Window samplers of every stream, over training and over held-out episodes; they read the
@@ -271,15 +300,39 @@ class OfflineTraining:
             self.logger.video(self.step, "evaluation/episode", frames)
 
 
+class Pace:
+    """How many updates a call makes: at first one, then as many as take about a second, so that
+    signals are answered soon; never more than `most`."""
+
+    SECONDS = 1.0
+
+    def __init__(self, most: int):
+        self.most, self.now, self._count, self._began = most, 1, 0, 0.0
+        self._calls = 0
+
+    def __call__(self, count: int) -> Pace:
+        self._count = count
+        return self
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_) -> None:
+        self._calls += 1
+        if self._calls > 1:  # the first one compiles
+            each = (time.monotonic() - self._began) / self._count
+            self.now = max(1, min(self.most, int(self.SECONDS / each)))
+
+
 class Stopwatch:
     """Where an update's time goes, as means since the last reading."""
 
     def __init__(self):
         self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.updates = 0  # done since the last reading
         self.read_at, self.name, self.entered = time.monotonic(), "", 0.0
 
-    def __call__(self, name: str):
+    def __call__(self, name: str) -> Stopwatch:
         self.name = name
         return self
 
@@ -288,14 +341,13 @@ class Stopwatch:
 
     def __exit__(self, *_):
         self.sums[self.name] = self.sums.get(self.name, 0.0) + time.monotonic() - self.entered
-        self.counts[self.name] = self.counts.get(self.name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """Seconds per use of each part, updates per second of wall clock; starts anew."""
+        """Seconds per update of each part, updates per second of wall clock; starts anew."""
         now = time.monotonic()
-        means = {f"time/{k}": self.sums[k] / self.counts[k] for k in self.sums}
-        means["time/updates_per_second"] = self.counts.get("update", 0) / (now - self.read_at)
-        self.sums, self.counts, self.read_at = {}, {}, now
+        means = {f"time/{name}": total / self.updates for name, total in self.sums.items()}
+        means["time/updates_per_second"] = self.updates / (now - self.read_at)
+        self.sums, self.updates, self.read_at = {}, 0, now
         return means
 
 
