@@ -16,7 +16,6 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,17 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 def main() -> int:
     options = parse()
     if options.stage:
-        print(json.dumps(measure(options)), file=sys.stderr)
+        print(json.dumps(measure(options)))
         return 0
     from veorl_tf.run.directory import provenance
 
     stages = {}
     for name in stage_names(options):
-        with tempfile.TemporaryFile("w+") as report:
-            command = [sys.executable, "-m", "benchmarks.update", *sys.argv[1:], "--stage", name]
-            subprocess.run(command, cwd=ROOT, check=True, stderr=report)
-            report.seek(0)
-            stages[name] = json.loads(report.read().splitlines()[-1])
+        command = [sys.executable, "-m", "benchmarks.update", *sys.argv[1:], "--stage", name]
+        out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+        stages[name] = json.loads(out.stdout.splitlines()[-1])
         print(f"{name:12}", "  ".join(f"{k} {v:,.4g}" for k, v in stages[name].items()), flush=True)
     result = {
         **provenance(),
@@ -81,8 +78,8 @@ def parse() -> argparse.Namespace:
 
 def settings(options, **more):
     """The configuration that the options describe."""
-    from veorl_tf.core.config import load_blocks, resolve
     from veorl_tf.core import hardware
+    from veorl_tf.core.config import load_blocks, resolve
 
     sizes = {
         "data.batch": options.batch,
@@ -248,7 +245,7 @@ def operations(options, batches) -> tuple[float, float]:
         label = tf.function(agent.label).get_concrete_function(images)
         nominal += config.data.batch * flops.count(label)
         mask = [batch[name]["mask"].numpy() for batch in batches]
-        filled = np.mean([m.sum() for m in mask])
+        filled = float(np.mean([m.sum() for m in mask]))
         bucket = 0 if options.xla else settings(options).veorl.bucket
         packed = min(mask[0].size, -(-filled // bucket) * bucket) if bucket else mask[0].size
         executed -= (mask[0].size - packed) * frame_cost(agent)

@@ -18,6 +18,8 @@ CONFIGS = Path(__file__).parents[1] / "configs.yaml"
 # Over `debug`: an update of any stage takes milliseconds, and a traced one compiles in seconds.
 TINY = {
     "precision": "float32",
+    "compiler": "graph",
+    "updates_per_call": 1,
     "v2.deter": 16,
     "v2.hidden": 16,
     "v2.stoch": 4,

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from veorl_tf.agents.stage import Update
-from veorl_tf.core import checkpoint
+from veorl_tf.core import checkpoint, hardware
 from veorl_tf.core.errors import Interrupted, UserError
 from veorl_tf.core.metrics import read_metrics
 from veorl_tf.data.episodes import save_episode
 from veorl_tf.data.synthetic import random_episode
+from veorl_tf.run import offline
 from veorl_tf.run.directory import RunDirectory, load_weights, open_run
 from veorl_tf.run.job import run
 
@@ -53,12 +54,12 @@ def stop_at(monkeypatch):
     """`stop_at(3)`: SIGTERM in the midst of the third update from now on; None: never."""
     call, state = Update.__call__, {"left": None}
 
-    def counted(self, batches, index):
+    def counted(self, batches, index, count=1):
         if state["left"] is not None:
             state["left"] -= 1
             if state["left"] == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return call(self, batches, index)
+        return call(self, batches, index, count)
 
     monkeypatch.setattr(Update, "__call__", counted)
     return lambda count: state.update(left=count)
@@ -109,6 +110,38 @@ def test_stopped_in_every_stage(undisturbed, configured, tmp_path, stop_at, capf
     assert lines(directory) == lines(undisturbed)
     assert len(lines(directory)) == 15 + 3 * 3  # updates, validations at 2, 4, 5
     assert result["training_seconds"] >= 1
+
+
+def test_several_updates_per_call(undisturbed, configured, tmp_path, monkeypatch):
+    """On an accelerator: a loop in the program, and frames that stay on the device."""
+    monkeypatch.setattr(hardware, "accelerated", lambda: True)
+    counts, call = [], Update.__call__
+
+    def counted(self, batches, index, count=1):
+        assert all("image" not in batch for batch in batches.values())
+        counts.append(count)
+        return call(self, batches, index, count)
+
+    class Sprint(offline.Pace):
+        """Does not begin with single updates."""
+
+        def __init__(self, most):
+            super().__init__(most)
+            self.now = most
+
+    monkeypatch.setattr(Update, "__call__", counted)
+    monkeypatch.setattr(offline, "Pace", Sprint)
+    options = {"log.every": 4, "log.validation_every": 0, "log.video_every": 0}
+    options |= {"log.checkpoint_every": 0}
+    config = configured(tmp_path / "run", updates_per_call=3, **options)
+    run(config, open_run(config, NAMES), strict=True)
+    assert counts == [3, 1, 1] * 3, "a call ends where something is logged"
+    directory = open_run(config, NAMES)
+    for stage in ("abstraction", "model", "behavior"):
+        assert weights(directory, stage) == weights(undisturbed, stage)
+    known = {line["step"]: line for line in lines(undisturbed) if "loss/total" in line}
+    for line in lines(directory):
+        assert line == known[line["step"]]
 
 
 def test_without_a_simulator(undisturbed):
