@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-LOOPS = {"While", "StatelessWhile", "PartitionedCall", "StatefulPartitionedCall", "If"}
+LOOPS = {"While", "StatelessWhile", "PartitionedCall", "StatefulPartitionedCall"}
 
 
 def count(function) -> int:

@@ -158,10 +158,11 @@ class Update:
             total = weighted_sum(terms, stage.scales)
             scaled = total * stage.loss_scale.scale
         grads = tape.gradient(scaled, variables, unconnected_gradients="zero")
-        unscaled = {p: tf.convert_to_tensor(g) / stage.loss_scale.scale for p, g in grads.items()}
+        grads = {path: tf.convert_to_tensor(grad) for path, grad in grads.items()}
         all_finite = tf.constant(True)
         for name, group in stage.groups.items():
-            finite, applied = group.apply({p: unscaled[p] for p in group.variables})
+            own = {path: grads[path] for path in group.variables}
+            finite, applied = group.apply(own, stage.loss_scale.scale)
             all_finite &= finite
             metrics.update({f"{name}/{k}": v for k, v in applied.items()})
         stage.loss_scale.adapt(all_finite)

@@ -83,11 +83,13 @@ class Dense(Net):
         return x + self.value(self.bias)
 
     def call(self, *parts):
-        if len(parts) == 1 and len(self.widths) > 1:
-            x = linear(self.cast(parts[0]), self.value(self.kernel))
-        else:
+        if len(parts) > 1:
             x = sum(self.part(i, x) for i, x in enumerate(parts))
-        return self.activation(self.with_bias(x))
+            return self.activation(self.with_bias(x))
+        # Product, bias and activation in a row on a matrix: TensorFlow makes one kernel of them.
+        flat, leading = flatten_leading(self.cast(parts[0]), 1)
+        x = tf.nn.bias_add(tf.matmul(flat, self.value(self.kernel)), self.value(self.bias))
+        return tf.reshape(self.activation(x), leading + [self.units])
 
 
 class MLP(Net):
@@ -109,9 +111,10 @@ class MLP(Net):
             layer.build()
 
     def call(self, x):
+        x, leading = flatten_leading(x, 1)
         for layer in self.hidden:
             x = layer(x)
-        return tf.cast(self.out(x), tf.float32)
+        return tf.reshape(tf.cast(self.out(x), tf.float32), leading + [self.out.units])
 
 
 def initialise(net: keras.layers.Layer, seed: int) -> None:

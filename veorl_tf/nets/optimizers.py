@@ -82,28 +82,41 @@ class Adam:
         for variable in self.state.values():
             variable.assign(tf.zeros_like(variable))
 
-    def apply(self, grads: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """One step with float32 gradients by path; returns whether they were finite, and metrics.
+    def apply(
+        self, grads: dict[str, tf.Tensor], scale: tf.Tensor | float = 1.0
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """One step with float32 gradients by path, of a loss that was multiplied by `scale`;
+        returns whether they were finite, and metrics.
 
         The clip scales all gradients of the group by `min(1, clip / norm)`; 0 means no clip.
         """
-        norm = tf.linalg.global_norm(list(grads.values()))
+        norm = tf.linalg.global_norm(list(grads.values())) / scale
         finite = tf.math.is_finite(norm)
-        factor = self.clip / tf.maximum(norm, self.clip) if self.clip else 1.0
+        factor = (self.clip / tf.maximum(norm, self.clip) if self.clip else 1.0) / scale
         self.steps.assign_add(tf.cast(finite, tf.int32))
         self.skipped.assign_add(tf.cast(~finite, tf.int32))
-        step = tf.cast(tf.maximum(self.steps, 1), tf.float32)
-        correction1, correction2 = 1 - self.BETA1**step, tf.sqrt(1 - self.BETA2**step)
-        for path, grad in grads.items():
-            self._step(path, grad * factor, correction1, correction2, finite)
+        tf.cond(finite, lambda: self._step(grads, factor), lambda: None)
         return finite, {"grad_norm": norm, "skipped": self.skipped}
 
-    def _step(self, path, grad, correction1, correction2, finite) -> None:
-        variable, m, v = self.variables[path], self.m[path], self.v[path]
-        keep = lambda new, old: tf.where(finite, new, old)
-        new_m = keep(self.BETA1 * m + (1 - self.BETA1) * grad, m)
-        new_v = keep(self.BETA2 * v + (1 - self.BETA2) * tf.square(grad), v)
-        m.assign(new_m)
-        v.assign(new_v)
-        change = self.lr * (new_m / correction1) / (tf.sqrt(new_v) / correction2 + self.eps)
-        variable.assign(keep((1 - self.decay) * variable - change, variable))
+    def _step(self, grads: dict[str, tf.Tensor], factor: tf.Tensor) -> None:
+        """TensorFlow's kernel reads and writes every number once. Its epsilon stands beside the
+        uncorrected root of `v`; scaled, it is the paper's beside the corrected one."""
+        step = tf.cast(self.steps, tf.float32)
+        power1, power2 = self.BETA1**step, self.BETA2**step
+        epsilon = self.eps * tf.sqrt(1 - power2)
+        for path, grad in grads.items():
+            variable = self.variables[path]
+            if self.decay:
+                variable.assign((1 - self.decay) * variable)
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self.m[path].handle,
+                v=self.v[path].handle,
+                beta1_power=power1,
+                beta2_power=power2,
+                lr=self.lr,
+                beta1=self.BETA1,
+                beta2=self.BETA2,
+                epsilon=epsilon,
+                grad=grad * factor,
+            )

@@ -94,8 +94,10 @@ class Decoder(Net):
     def call(self, features):
         x, leading = flatten_leading(features, 1)
         x = self._first(self.dense(x))
-        for deconv in self.deconvs[1:]:
+        for deconv in self.deconvs[1:-1]:
             x = deconv(x)
+        last = self.deconvs[-1]
+        x = upsample(x, self.value(last.kernel), self.value(last.bias))
         return tf.reshape(x, leading + [64, 64, 3])
 
     def _first(self, x: tf.Tensor) -> tf.Tensor:
@@ -105,3 +107,37 @@ class Decoder(Net):
         kernel = tf.reshape(self.value(deconv.kernel), [height * width * channels, fan_in])
         x = tf.reshape(tf.matmul(x, kernel, transpose_b=True), [-1, height, width, channels])
         return self.activation(x + self.value(deconv.bias))
+
+
+@tf.custom_gradient
+def upsample(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor):
+    """Transposed convolution of stride 2: `[N, S, S, D]` to `[N, 2 S + K - 2, ..., C]` by a kernel
+    `[K, K, C, D]`, K even.
+
+    Few channels come out of a decoder's last layer, and for those TensorFlow's kernel is slow on a
+    CPU (docs/speed.md). The four pixels of an output cell see disjoint quarters of the kernel, so
+    one dense convolution gives them as channels. The gradients are TensorFlow's own.
+    """
+    size, _, channels, depth = kernel.shape
+    taps = size // 2
+    quarters = tf.reverse(tf.reshape(kernel, [taps, 2, taps, 2, channels, depth]), [0, 2])
+    quarters = tf.reshape(
+        tf.transpose(quarters, [0, 2, 5, 1, 3, 4]), [taps, taps, depth, 4 * channels]
+    )
+    edge = [taps - 1, taps - 1]
+    cells = tf.nn.conv2d(tf.pad(x, [[0, 0], edge, edge, [0, 0]]), quarters, 1, "VALID")
+    pixels = tf.nn.depth_to_space(tf.nn.bias_add(cells, tf.tile(bias, [4])), 2)
+
+    def gradient(upstream):
+        # The transposed convolution is the gradient of this convolution.
+        downsample = tf.nn.conv2d(upstream, kernel, 2, "VALID")
+        filters = tf.raw_ops.Conv2DBackpropFilter(
+            input=upstream,
+            filter_sizes=kernel.shape,
+            out_backprop=x,
+            strides=[1, 2, 2, 1],
+            padding="VALID",
+        )
+        return downsample, filters, tf.reduce_sum(upstream, [0, 1, 2])
+
+    return pixels, gradient
