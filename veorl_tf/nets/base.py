@@ -55,12 +55,12 @@ def linear(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 class Dense(Net):
-    """Dense layer over `[..., D]`; the input may come in parts that are never concatenated.
+    """Dense layer over `[..., D]`; the input may come in parts.
 
     `widths` are the widths of the parts. The parameters are those of one dense layer over the
     concatenation, kernel `[sum(widths), units]` and bias `[units]`; `part(i, x)` applies only the
-    rows of part `i`, without the bias, so that what does not depend on a recurrent state can be
-    computed for all time steps at once.
+    rows of part `i`, without bias and activation, so that what does not depend on a recurrent
+    state can be computed for all time steps at once.
     """
 
     def __init__(self, name, widths, units, activation="none", dtype="float32"):
@@ -83,13 +83,53 @@ class Dense(Net):
         return x + self.value(self.bias)
 
     def call(self, *parts):
-        if len(parts) > 1:
-            x = sum(self.part(i, x) for i, x in enumerate(parts))
-            return self.activation(self.with_bias(x))
+        x = tf.concat([self.cast(part) for part in parts], -1)
+        flat, leading = flatten_leading(x, 1)
         # Product, bias and activation in a row on a matrix: TensorFlow makes one kernel of them.
-        flat, leading = flatten_leading(self.cast(parts[0]), 1)
+        # (Not of activation(product + (product + bias)): its optimiser breaks on that and leaves
+        # the whole graph as it was.)
         x = tf.nn.bias_add(tf.matmul(flat, self.value(self.kernel)), self.value(self.bias))
         return tf.reshape(self.activation(x), leading + [self.units])
+
+
+class LayerNorm(Net):
+    """LayerNorm over the last axis (Ba et al. 2016), `[..., D]` to `[..., D]`; float32 inside."""
+
+    EPSILON = 1e-5
+
+    def __init__(self, name, width, dtype="float32"):
+        super().__init__(name, dtype)
+        self.width = width
+
+    def build(self):
+        self.gamma = self.add_weight(shape=(self.width,), initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=(self.width,), initializer="zeros", name="beta")
+
+    def call(self, x):
+        x = _layer_norm(tf.cast(x, tf.float32), self.gamma.value, self.beta.value, self.EPSILON)
+        return self.cast(x)
+
+
+@tf.custom_gradient
+def _layer_norm(x, gamma, beta, epsilon):
+    """With the gradient in closed form: a third of the passes over memory."""
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+    normal = centred * scale
+
+    def gradient(upstream):
+        leading = list(range(len(upstream.shape) - 1))
+        inner = upstream * gamma
+        mean = tf.reduce_mean(inner, -1, keepdims=True)
+        slope = tf.reduce_mean(inner * normal, -1, keepdims=True)
+        return (
+            scale * (inner - mean - normal * slope),
+            tf.reduce_sum(upstream * normal, leading),
+            tf.reduce_sum(upstream, leading),
+            None,
+        )
+
+    return normal * gamma + beta, gradient
 
 
 class MLP(Net):

@@ -5,10 +5,9 @@ A state is a dict of tensors with equal leading axes: `deter` `[..., D]`, the fl
 ...]` outside and `[T, B, ...]` only inside the loop.
 """
 
-import keras
 import tensorflow as tf
 
-from veorl_tf.nets.base import ACTIVATIONS, Dense, Net
+from veorl_tf.nets.base import Dense, LayerNorm, Net
 from veorl_tf.nets.scan import scan
 
 State = dict[str, tf.Tensor]
@@ -24,18 +23,18 @@ class GRUCell(Net):
         super().__init__(name, dtype)
         self.size = size
         self.dense = Dense("dense", (width, size), 3 * size, dtype=dtype)
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-5, name="norm", **self.leaf)
+        self.norm = LayerNorm("norm", 3 * size, dtype)
 
     def build(self):
         self.dense.build()
-        self.norm.build((None, 3 * self.size))
+        self.norm.build()
 
     def call(self, x, deter):
-        gates = self.norm(self.dense(tf.concat([self.cast(x), self.cast(deter)], -1)))
+        gates = self.norm(self.dense(x, deter))
         reset, candidate, update = tf.split(gates, 3, -1)
         candidate = tf.tanh(tf.sigmoid(reset) * candidate)
-        update = tf.sigmoid(update - 1)
-        return update * candidate + (1 - update) * self.cast(deter)
+        deter = self.cast(deter)
+        return deter + tf.sigmoid(update - 1) * (candidate - deter)
 
 
 class RSSM(Net):
@@ -57,13 +56,12 @@ class RSSM(Net):
         super().__init__(name, dtype)
         self.latent, self.deter, self.unroll = latent, deter, unroll
         self.action_size = action
-        self.activation = ACTIVATIONS[activation]
         self.feature_size = latent.size + deter
-        self.img_in = Dense("img_in", (latent.size, action), hidden, dtype=dtype)
+        self.img_in = Dense("img_in", (latent.size, action), hidden, activation, dtype)
         self.cell = GRUCell("cell", hidden, deter, dtype)
         self.img_out = Dense("img_out", deter, hidden, activation, dtype)
         self.img_dist = Dense("img_dist", hidden, latent.outputs, dtype=dtype)
-        self.obs_out = Dense("obs_out", (deter, embed), hidden, dtype=dtype)
+        self.obs_out = Dense("obs_out", (deter, embed), hidden, activation, dtype)
         self.obs_dist = Dense("obs_dist", hidden, latent.outputs, dtype=dtype)
 
     def build(self):
@@ -112,8 +110,10 @@ class RSSM(Net):
 
         def step(carry, inputs):
             action_part, embed_part, noise = inputs
-            deter = self._deter(carry["stoch"], carry["deter"], action_part)
-            return self._posterior(deter, embed_part, noise)
+            x = self.img_in.activation(self.img_in.part(0, carry["stoch"]) + action_part)
+            deter = self.cell(x, carry["deter"])
+            hidden = self.obs_out.activation(self.obs_out.part(0, deter) + embed_part)
+            return self._posterior(deter, hidden, noise)
 
         states = scan(step, initial, inputs, self.unroll)
         posterior = {k: _time_major(v) for k, v in states.items()}
@@ -121,15 +121,12 @@ class RSSM(Net):
 
     def observe_step(self, state: State, action, embed, noise) -> State:
         """One step of `observe`: `[B, ...]` states, `action [B, A]`, `embed [B, E]`."""
-        action_part = self.img_in.with_bias(self.img_in.part(1, action))
-        embed_part = self.obs_out.with_bias(self.obs_out.part(1, embed))
-        deter = self._deter(state["stoch"], state["deter"], action_part)
-        return self._posterior(deter, embed_part, noise)
+        deter = self.cell(self.img_in(state["stoch"], action), state["deter"])
+        return self._posterior(deter, self.obs_out(deter, embed), noise)
 
     def imagine_step(self, state: State, action, noise) -> State:
         """One step without a frame: the next state is a sample of the prior."""
-        action_part = self.img_in.with_bias(self.img_in.part(1, action))
-        deter = self._deter(state["stoch"], state["deter"], action_part)
+        deter = self.cell(self.img_in(state["stoch"], action), state["deter"])
         stats = self.prior(deter)
         return {"deter": deter, "stoch": self.latent.sample(stats, noise), **stats}
 
@@ -140,12 +137,7 @@ class RSSM(Net):
         states = scan(lambda s, x: self.imagine_step(s, *x), state, inputs, self.unroll)
         return {k: _time_major(v) for k, v in states.items()}
 
-    def _deter(self, stoch, deter, action_part) -> tf.Tensor:
-        x = self.activation(self.img_in.part(0, stoch) + action_part)
-        return self.cell(x, deter)
-
-    def _posterior(self, deter, embed_part, noise) -> State:
-        hidden = self.activation(self.obs_out.part(0, deter) + embed_part)
+    def _posterior(self, deter, hidden, noise) -> State:
         stats = self.latent.stats(self.obs_dist(hidden))
         return {"deter": deter, "stoch": self.latent.sample(stats, noise), **stats}
 
