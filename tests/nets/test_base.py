@@ -18,7 +18,8 @@ def test_dense_in_parts_is_one_dense_over_the_concatenation(rng, built):
     expected = np.where(linear > 0, linear, np.expm1(linear))
     np.testing.assert_allclose(layer(tf.constant(x)), expected, atol=1e-5)
     np.testing.assert_allclose(layer(tf.constant(left), tf.constant(right)), expected, atol=1e-5)
-    parts = layer.part(0, tf.constant(left)) + layer.part(1, tf.constant(right))
+    parts = layer.part(layer.rows(0), tf.constant(left))
+    parts += layer.part(layer.rows(1), tf.constant(right))
     np.testing.assert_allclose(layer.with_bias(parts), linear, atol=1e-5)
 
 

@@ -73,11 +73,15 @@ class Dense(Net):
         self.kernel = self.add_weight(shape=(sum(self.widths), self.units), name="kernel")
         self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
 
-    def part(self, index: int, x: tf.Tensor) -> tf.Tensor:
-        """The product of part `index`, `[..., widths[index]] -> [..., units]`; no bias."""
+    def rows(self, index: int) -> tf.Tensor:
+        """The kernel's rows of part `index`, `[widths[index], units]`. A loop takes them before it
+        begins: sliced inside, every step's gradient would have the size of the whole kernel."""
         start = sum(self.widths[:index])
-        kernel = self.value(self.kernel)[start : start + self.widths[index]]
-        return linear(self.cast(x), kernel)
+        return self.kernel.value[start : start + self.widths[index]]
+
+    def part(self, rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """The product with a part's `rows`, `[..., widths[index]] -> [..., units]`; no bias."""
+        return linear(self.cast(x), self.cast(rows))
 
     def with_bias(self, x: tf.Tensor) -> tf.Tensor:
         return x + self.value(self.bias)

@@ -102,17 +102,18 @@ class RSSM(Net):
         """
         batch, steps = embed.shape[0] or tf.shape(embed)[0], embed.shape[1]
         inputs = (
-            _time_major(self.img_in.with_bias(self.img_in.part(1, action))),
-            _time_major(self.obs_out.with_bias(self.obs_out.part(1, embed))),
+            _time_major(self.img_in.with_bias(self.img_in.part(self.img_in.rows(1), action))),
+            _time_major(self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))),
             self.latent.noise(seed, [steps, batch]),
         )
         initial = self.initial(batch)
+        stoch_rows, deter_rows = self.img_in.rows(0), self.obs_out.rows(0)
 
         def step(carry, inputs):
             action_part, embed_part, noise = inputs
-            x = self.img_in.activation(self.img_in.part(0, carry["stoch"]) + action_part)
+            x = self.img_in.activation(self.img_in.part(stoch_rows, carry["stoch"]) + action_part)
             deter = self.cell(x, carry["deter"])
-            hidden = self.obs_out.activation(self.obs_out.part(0, deter) + embed_part)
+            hidden = self.obs_out.activation(self.obs_out.part(deter_rows, deter) + embed_part)
             return self._posterior(deter, hidden, noise)
 
         states = scan(step, initial, inputs, self.unroll)
