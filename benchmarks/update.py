@@ -147,8 +147,8 @@ def measure(options) -> dict:
     return {
         "ms": round(1e3 * seconds, 1),
         "frames_per_s": round(frames / seconds, 1),
-        "nominal_gflop": round(nominal / 1e9, 2),
-        "executed_gflop": round(executed / 1e9, 2),
+        "nominal_gflop": round(nominal / 1e9, 4),
+        "executed_gflop": round(executed / 1e9, 4),
         "nominal_share": round(nominal / 1e9 / seconds / peak, 3),
         "executed_share": round(executed / 1e9 / seconds / peak, 3),
         "peak_gflops": round(peak, 1),

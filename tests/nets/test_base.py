@@ -1,10 +1,11 @@
 """Dense layers in parts, MLPs, and weights that depend on a seed and a path alone."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.nets.base import MLP, Dense, Net, flatten_leading, initialise
+from veorl_tf.nets.base import MLP, Dense, LayerNorm, Net, flatten_leading, initialise
 from veorl_tf.nets.quantizer import Codebook
 from veorl_tf.nets.vision import Encoder
 
@@ -93,3 +94,28 @@ def test_a_weight_of_an_unknown_kind_is_refused():
     odd.build()
     with pytest.raises(ValueError, match="offset"):
         initialise(odd, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_layer_norm_is_keras_with_its_gradient(rng, built, dtype):
+    """The closed form against automatic differentiation, to input, gain and offset."""
+    own = built(LayerNorm("norm", 6, dtype))
+    reference = keras.layers.LayerNormalization(epsilon=1e-5)
+    reference.build((None, 6))
+    for one, two in zip(own.weights, reference.weights, strict=True):
+        one.assign(rng.normal(size=6))
+        two.assign(one)
+    x = tf.constant(rng.normal(2, 3, (4, 5, 6)), tf.float32)
+    weight = tf.constant(rng.normal(size=(4, 5, 6)), tf.float32)
+    results = []
+    for layer in (own, reference):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            out = layer(x)
+            loss = tf.reduce_sum(tf.cast(out, tf.float32) * weight)
+        results.append([out, *tape.gradient(loss, [x, *(v.value for v in layer.weights)])])
+    assert results[0][0].dtype == own.compute_dtype
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    for one, two in zip(*results, strict=True):
+        scale = np.abs(two).max()
+        np.testing.assert_allclose(tf.cast(one, tf.float32), two, atol=tolerance * scale)

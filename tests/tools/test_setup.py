@@ -61,7 +61,7 @@ def installed_modules():
 
 
 def test_every_import_is_a_pinned_requirement():
-    own = {"veorl_tf", "envs", "tests", "train"}
+    own = {"veorl_tf", "envs", "tests", "train", "benchmarks"}
     providers = installed_modules()
     pinned = set(requirements("requirements.txt")) | {"packaging"}  # pytest's own dependency
     missing = {}

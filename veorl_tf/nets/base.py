@@ -110,8 +110,8 @@ class LayerNorm(Net):
         self.beta = self.add_weight(shape=(self.width,), initializer="zeros", name="beta")
 
     def call(self, x):
-        x = _layer_norm(tf.cast(x, tf.float32), self.gamma.value, self.beta.value, self.EPSILON)
-        return self.cast(x)
+        x, gamma, beta = (tf.cast(v, tf.float32) for v in (x, self.gamma.value, self.beta.value))
+        return self.cast(_layer_norm(x, gamma, beta, self.EPSILON))
 
 
 @tf.custom_gradient
