@@ -1,4 +1,4 @@
-"""Which form of a strided convolution this machine computes fastest: forward and backward.
+"""Which form of a strided convolution this machine computes fastest, pass by pass.
 
     python -m benchmarks.convolutions --frames 512 --depth 32 --precision float32
 
@@ -66,34 +66,33 @@ def main() -> int:
             error = float(tf.reduce_max(tf.abs(tf.cast(out - reference, tf.float32))))
             cells = out.shape[1] ** 2 if net == "encoder" else size**2
             gflop = 2 * frames * cells * kernel**2 * cin * cout / 1e9
-            forward, both = (seconds(form, x, w, b, options) for b in (False, True))
+            times = [seconds(form, x, w, out, part, options) for part in ("", "x", "w")]
+            shown = [f"{1e3 * t:6.1f} ms ({gflop / t / peak:4.0%})" for t in times]
             print(
                 f"{net} {size:2}x{size:<2} {cin:4} -> {cout:<4} {form.__name__:14} "
-                f"forward {1e3 * forward:6.1f} ms ({gflop / forward / peak:4.0%})  "
-                f"with backward {1e3 * both:6.1f} ms ({3 * gflop / both / peak:4.0%})  "
-                f"error {error:.1e}",
+                f"forward {shown[0]}  input gradient {shown[1]}  kernel gradient {shown[2]}  "
+                f"ideal {1e3 * gflop / peak:5.1f} ms  error {error:.1e}",
                 flush=True,
             )
     return 0
 
 
-def seconds(form, x, w, backward: bool, options) -> float:
-    """Best time of a call, its gradients to input and weights included or not."""
+def seconds(form, x, w, upstream, part: str, options) -> float:
+    """Best time of the forward pass, or of the gradient to input (`x`) or kernel (`w`) alone."""
     import tensorflow as tf
 
     @tf.function(autograph=False, jit_compile=options.xla)
-    def run(x, w):
+    def run(x, w, upstream):
         with tf.GradientTape() as tape:
             tape.watch([x, w])
             out = form(x, w)
-        if not backward:
-            return [tf.reduce_sum(tf.cast(out[0], tf.float32)), out]
-        return [tf.reduce_sum(tf.cast(g, tf.float32)[0]) for g in tape.gradient(out, [x, w], out)]
+        result = tape.gradient(out, {"x": x, "w": w}[part], upstream) if part else out
+        return tf.reduce_sum(tf.cast(result[0], tf.float32)), result
 
     best = np.inf
     for _ in range(options.repeats + 1):
         began = time.perf_counter()
-        run(x, w)[0].numpy()
+        run(x, w, upstream)[0].numpy()
         best = min(best, time.perf_counter() - began)
     return best
 
