@@ -10,6 +10,7 @@ from veorl_tf.nets.vision import (
     LOG_NORMALISER,
     Decoder,
     Encoder,
+    downsample,
     image_error,
     preprocess,
     upsample,
@@ -134,6 +135,23 @@ def test_upsample_is_a_transposed_convolution(size, rng):
             y = form(x, kernel, bias)
             loss = tf.reduce_sum(y * weight)
         results.append([y, *tape.gradient(loss, [x, kernel, bias])])
+    for one, two in zip(*results, strict=True):
+        scale = np.abs(two).max()
+        np.testing.assert_allclose(one, two, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("size", [6, 7, 14])
+def test_downsample_is_a_convolution(size, rng):
+    """Values, and gradients to input and kernel; 7: a row and a column that no window sees."""
+    x = tf.constant(rng.normal(size=(3, size, size, 5)), tf.float32)
+    kernel = tf.constant(rng.normal(size=(4, 4, 5, 7)), tf.float32)
+    results = []
+    for form in (downsample, lambda x, k: tf.nn.conv2d(x, k, 2, "VALID")):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            y = form(x, kernel)
+            loss = tf.reduce_sum(tf.square(y))
+        results.append([y, *tape.gradient(loss, [x, kernel])])
     for one, two in zip(*results, strict=True):
         scale = np.abs(two).max()
         np.testing.assert_allclose(one, two, atol=1e-5 * scale)

@@ -55,9 +55,11 @@ class Encoder(Net):
 
     def call(self, image):
         x, leading = flatten_leading(self.cast(image), 3)
-        for conv in self.convs:
+        for conv in self.convs[:-1]:
             x = conv(x)
-        return tf.reshape(x, leading + [self.size])
+        last = self.convs[-1]
+        x = tf.nn.bias_add(downsample(x, self.value(last.kernel)), self.value(last.bias))
+        return tf.reshape(last.activation(x), leading + [self.size])
 
 
 class Decoder(Net):
@@ -110,6 +112,28 @@ class Decoder(Net):
 
 
 @tf.custom_gradient
+def downsample(x: tf.Tensor, kernel: tf.Tensor):
+    """Convolution of stride 2: `[N, S, S, C]` to `[N, (S - K) / 2 + 1, ..., D]` by a kernel
+    `[K, K, C, D]`.
+
+    Where few pixels with many channels come out, TensorFlow's gradient to the kernel is slow on a
+    CPU, in bfloat16 above all (docs/speed.md); here it is one matrix product.
+    """
+    size, _, channels, depth = kernel.shape
+    out = tf.nn.conv2d(x, kernel, 2, "VALID")
+    starts = range(0, 2 * out.shape[1], 2)
+
+    def gradient(upstream):
+        to_input = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(x), 2, "VALID")
+        windows = [x[:, i : i + size, j : j + size] for i in starts for j in starts]
+        windows = tf.reshape(tf.stack(windows, 1), [-1, size * size * channels])
+        to_kernel = tf.matmul(windows, tf.reshape(upstream, [-1, depth]), transpose_a=True)
+        return to_input, tf.reshape(to_kernel, kernel.shape)
+
+    return out, gradient
+
+
+@tf.custom_gradient
 def upsample(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor):
     """Transposed convolution of stride 2: `[N, S, S, D]` to `[N, 2 S + K - 2, ..., C]` by a kernel
     `[K, K, C, D]`, K even.
@@ -130,7 +154,7 @@ def upsample(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor):
 
     def gradient(upstream):
         # The transposed convolution is the gradient of this convolution.
-        downsample = tf.nn.conv2d(upstream, kernel, 2, "VALID")
+        to_input = tf.nn.conv2d(upstream, kernel, 2, "VALID")
         filters = tf.raw_ops.Conv2DBackpropFilter(
             input=upstream,
             filter_sizes=kernel.shape,
@@ -138,6 +162,6 @@ def upsample(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor):
             strides=[1, 2, 2, 1],
             padding="VALID",
         )
-        return downsample, filters, tf.reduce_sum(upstream, [0, 1, 2])
+        return to_input, filters, tf.reduce_sum(upstream, [0, 1, 2])
 
     return pixels, gradient
