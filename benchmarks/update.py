@@ -53,14 +53,24 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks.update", description=__doc__.splitlines()[0])
+    add_settings(parser)
+    parser.add_argument("--xla", action="store_true", help="compile with XLA")
+    parser.add_argument("--unroll", action="store_true", help="unroll loops over time")
+    parser.add_argument("--updates", type=int, default=15, help="timed updates")
+    parser.add_argument("--stages", nargs="+", help="only these")
+    parser.add_argument("--json", help="file for the result")
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Arguments of whatever times or exports an update."""
     parser.add_argument("--configs", nargs="+", default=["metaworld", "veorl"])
     parser.add_argument("--batch", type=int, help="windows; default: the configuration's")
     parser.add_argument("--length", type=int, help="frames of a target window")
     parser.add_argument("--large", type=int, help="frames of a window before compaction")
     parser.add_argument("--source", type=int, help="frames of a source window")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--xla", action="store_true", help="compile with XLA")
-    parser.add_argument("--unroll", action="store_true", help="unroll loops over time")
     parser.add_argument(
         "--changes",
         type=float,
@@ -69,11 +79,6 @@ def parse() -> argparse.Namespace:
         metavar=("TARGET", "SOURCE"),
         help="share of transitions at which the behaviour changes",
     )
-    parser.add_argument("--updates", type=int, default=15, help="timed updates")
-    parser.add_argument("--stages", nargs="+", help="only these")
-    parser.add_argument("--json", help="file for the result")
-    parser.add_argument("--stage", help=argparse.SUPPRESS)
-    return parser.parse_args()
 
 
 def settings(options, **more):

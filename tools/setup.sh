@@ -13,7 +13,7 @@ trap 'printf "\nsetup: interrupted; the same command takes it up again\n" >&2; e
 
 usage='usage: tools/setup.sh [--cuda] [--dev] [--rootless-rendering]
   --cuda                also the CUDA libraries for an NVIDIA GPU (requirements-cuda.txt)
-  --dev                 also what .ci/run checks the style with (requirements-dev.txt)
+  --dev                 also what .ci/run wants (requirements-dev.txt)
   --rootless-rendering  unpack the OSMesa renderer under .venv/rendering even where another works'
 python=.venv/bin/python
 needed_mb=3500
@@ -116,7 +116,7 @@ main() {
         "not support; run: make clean, then the same command again"
     install_packages requirements.txt 'about 0.8 GB'
     if [ -n "$cuda" ]; then install_packages requirements-cuda.txt 'about 3 GB'; fi
-    if [ -n "$dev" ]; then install_packages requirements-dev.txt '12 MB'; fi
+    if [ -n "$dev" ]; then install_packages requirements-dev.txt '110 MB'; fi
     if [ ! -e .venv/.installed-requirements-cuda.txt ] && nvidia-smi -L >/dev/null 2>&1; then
         say 'this machine has an NVIDIA GPU: tools/setup.sh --cuda adds what TensorFlow needs'
     fi

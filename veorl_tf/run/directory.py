@@ -174,7 +174,8 @@ def machine() -> str:
     if cpuinfo.exists():
         found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
         model = found.group(1) if found else model
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, {platform.system()}"
+    count = len(os.sched_getaffinity(0))
+    return f"{count} core{'s' if count > 1 else ''} of {model}, {platform.system()}"
 
 
 def _next_free(path: Path) -> Path:
