@@ -4,7 +4,8 @@
 
 Every stage is trained for `--updates` updates on the run's data in float32 and in another
 precision, with the same weights, windows and noise, and the means over the last `--last` updates
-are compared. Stages follow one another in each.
+are compared. Stages follow one another in each. Where losses are sensitive, small differences grow:
+the control is float32 again, from initial weights that were rounded to bfloat16 once.
 """
 
 from __future__ import annotations
@@ -36,17 +37,25 @@ def main() -> int:
     from veorl_tf.run.directory import provenance
 
     reference, other = (train(options, name) for name in ("float32", options.precision))
+    control = train(options, "float32", rounded=True)
     losses = {}
     for stage in options.stages:
         for name in COMPARED:
             if name in reference[stage]:
                 one, two = reference[stage][name], other[stage][name]
+                three = control[stage][name]
                 losses[f"{stage}/{name}"] = {
                     "float32": round(one, 4),
                     options.precision: round(two, 4),
+                    "control": round(three, 4),
                     "ratio": round(two / one, 4),
+                    "control_ratio": round(three / one, 4),
                 }
-                print(f"{stage:12} {name:18} {one:10.4f} {two:10.4f}  ratio {two / one:.4f}")
+                print(
+                    f"{stage:12} {name:18} {one:10.4f} {two:10.4f}  ratio {two / one:.4f}  "
+                    f"control {three / one:.4f}",
+                    flush=True,
+                )
     if options.json:
         command = "python -m benchmarks.precision " + " ".join(sys.argv[1:])
         text = json.dumps(provenance() | {"command": command, "losses": losses}, indent=1)
@@ -54,8 +63,10 @@ def main() -> int:
     return 0
 
 
-def train(options, precision: str) -> dict[str, dict[str, float]]:
+def train(options, precision: str, rounded: bool = False) -> dict[str, dict[str, float]]:
     """Mean losses of the last updates, by stage."""
+    import tensorflow as tf
+
     from veorl_tf.agents.agent import ActionSpace
     from veorl_tf.agents.registry import make_agent
     from veorl_tf.agents.stage import Update
@@ -63,13 +74,16 @@ def train(options, precision: str) -> dict[str, dict[str, float]]:
     from veorl_tf.core.progress import progress
     from veorl_tf.data.windows import Batches, WindowSampler
     from veorl_tf.run import datasets
-    from veorl_tf.run.columns import derive
+    from veorl_tf.run.columns import derive, remove
     from veorl_tf.run.offline import to_tensors
 
     overrides = {"task": options.task, "precision": precision, "compiler": "graph"}
     config = resolve(load_blocks(ROOT / "configs.yaml")[0], options.configs, overrides)
     stores = {kind: datasets.open_store(config, kind) for kind in ("target", "source")}
     agent = make_agent(config, ActionSpace(config.action.size, config.action.discrete))
+    if rounded:
+        for variable in agent.weights().values():
+            variable.assign(tf.cast(tf.cast(variable, tf.bfloat16), tf.float32))
     means = {}
     for stage in agent.stages():
         if stage.name not in options.stages:
@@ -98,6 +112,7 @@ def train(options, precision: str) -> dict[str, dict[str, float]]:
                 metrics = update(to_tensors(batch), index)
                 records.append({name: float(metrics[f"loss/{name}"]) for name in stage.scales})
                 bar.update()
+        remove(agent, stage, stores)
         last = records[-options.last :]
         means[stage.name] = {k: float(np.mean([r[k] for r in last])) for k in last[0]}
     return means
