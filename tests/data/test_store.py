@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from veorl_tf.core import files
 from veorl_tf.core.errors import MachineError, UserError
 from veorl_tf.data import store as store_module
 from veorl_tf.data.episodes import load_episode, save_episode
@@ -162,7 +163,7 @@ def test_no_episode_and_mixed_shapes(source, build, tmp_path):
 
 
 def test_too_little_disk_is_said_before_writing(source, build, monkeypatch, tmp_path):
-    monkeypatch.setattr(store_module, "free_bytes", lambda path: store_module._MARGIN + 1)
+    monkeypatch.setattr(files, "free_bytes", lambda path: files.MARGIN + 1)
     need = sum(LENGTHS) * (8 * 8 * 3 + 4 * (4 + 3))
     with pytest.raises(MachineError, match=f"needs {need:,} bytes"):
         build(source)

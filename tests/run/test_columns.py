@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from veorl_tf.core import files
 from veorl_tf.core.errors import Interrupted, MachineError
 from veorl_tf.data.episodes import save_episode
 from veorl_tf.data.store import FrameStore
@@ -138,6 +139,6 @@ def test_a_signal_leaves_nothing_half_written(agent, stores, monkeypatch):
 
 
 def test_too_little_disk_is_said_before(agent, stores, monkeypatch):
-    monkeypatch.setattr(columns, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
     with pytest.raises(MachineError, match=r"code of 29 source frames needs 116 bytes"):
         columns.derive(agent, stage_of(agent, "model"), stores)

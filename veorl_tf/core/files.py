@@ -18,6 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from veorl_tf.core.errors import MachineError
+
+MARGIN = 64 << 20  # bytes left free for everything else, by `require_free`
+
 _LEFTOVER = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
@@ -115,6 +119,16 @@ def free_bytes(path: str | Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def require_free(directory: str | Path, need: int, what: str) -> None:
+    """Raises MachineError when `directory` has no room for `what` of `need` bytes and `MARGIN`."""
+    free = free_bytes(directory)
+    if free < need + MARGIN:
+        raise MachineError(
+            f"{directory}: {what} needs {need:,} bytes and {MARGIN:,} to spare, {free:,} are free; "
+            f"free some or choose another --datadir"
+        )
 
 
 def _temporary_name(name: str) -> str:

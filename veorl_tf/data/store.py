@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from veorl_tf.core import seeds
-from veorl_tf.core.errors import MachineError, UserError, warn
-from veorl_tf.core.files import atomic_directory, atomic_write, free_bytes
+from veorl_tf.core.errors import UserError, warn
+from veorl_tf.core.files import atomic_directory, atomic_write, require_free
 from veorl_tf.data.episodes import KEYS, DamagedEpisode, EpisodeInfo, load_episode, scan
 
 FORMAT = 1
@@ -36,7 +36,6 @@ _FILES = {
     "discount": "discount.f32",
     "success": "success.f32",
 }
-_MARGIN = 64 << 20  # bytes that a build leaves free for everything else
 
 
 @dataclass(frozen=True)
@@ -242,13 +241,7 @@ def _build(
     need = sum(info.length for info in infos) * sum(
         _row_bytes(key, shape) for key, shape in shapes.items()
     )
-    free = free_bytes(directory)
-    if free < need + _MARGIN:
-        raise MachineError(
-            f"{directory}: the frame store of {source} needs {need:,} bytes and {_MARGIN:,} to "
-            f"spare, "
-            f"{free:,} are free; free some or choose another --datadir"
-        )
+    require_free(directory, need, f"the frame store of {source}")
     damaged = [(error.path.name, error.reason) for error in damaged]
     names, lengths = [], []
     with atomic_directory(directory) as temporary:

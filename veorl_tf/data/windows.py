@@ -192,9 +192,10 @@ class Batches:
                 sampler.draw(seeds.generator(self.seed, self.stage, name, index + k))
                 for k in range(count)
             ]
-            draws += [draws[-1]] * (self.per_call - count)
-            draw = {key: np.stack([one[key] for one in draws]) for key in draws[0]}
-            draw = draw if self.per_call > 1 else draws[0]
+            draw = draws[0]
+            if self.per_call > 1:
+                draws += [draws[-1]] * (self.per_call - count)
+                draw = {key: np.stack([one[key] for one in draws]) for key in draw}
             result[name] = sampler.gather(draw) if self._gather else _only_rows(draw)
         return result
 

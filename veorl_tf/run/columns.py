@@ -10,14 +10,12 @@ import tensorflow as tf
 
 from veorl_tf.agents.agent import Agent
 from veorl_tf.agents.stage import Column, Stage
-from veorl_tf.core.errors import MachineError
-from veorl_tf.core.files import free_bytes
+from veorl_tf.core.files import require_free
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.progress import progress
 from veorl_tf.data.store import FrameStore
 
 BLOCK = 512  # frames per call
-MARGIN = 64 << 20  # bytes left free for everything else
 
 Columns = dict[str, dict[str, np.ndarray]]  # dataset -> name -> memory map [N, ...]
 
@@ -79,13 +77,8 @@ def _derive(agent: Agent, column: Column, key: str, store: FrameStore, dataset: 
     spec = tf.TensorSpec([column.context + BLOCK, *store.image_shape], tf.uint8)
     row = compute.get_concrete_function(spec).structured_outputs
     need = len(store) * row.dtype.size * int(np.prod(row.shape[1:]))
-    free = free_bytes(store.directory)
     what = f"{column.name} of {len(store):,} {dataset} frames"
-    if free < need + MARGIN:
-        raise MachineError(
-            f"{store.directory}: the column {what} needs {need:,} bytes and {MARGIN:,} to spare, "
-            f"{free:,} are free; free some or choose another --datadir"
-        )
+    require_free(store.directory, need, f"the column {what}")
     print(f"computing {what}: {need / 1e6:.0f} MB in {store.directory}", flush=True)
     return store.add_column(column.name, key, _blocks(column, compute, store, dataset))
 

@@ -167,14 +167,12 @@ def revision() -> str:
 
 def machine() -> str:
     """Processor, cores and operating system in a few words."""
-    import os
-
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
         model = found.group(1) if found else model
-    count = len(os.sched_getaffinity(0))
+    count = hardware.cores()
     return f"{count} core{'s' if count > 1 else ''} of {model}, {platform.system()}"
 
 
