@@ -75,7 +75,6 @@ def train(options, precision: str, rounded: bool = False) -> dict[str, dict[str,
     from veorl_tf.data.windows import Batches, WindowSampler
     from veorl_tf.run import datasets
     from veorl_tf.run.columns import derive, remove
-    from veorl_tf.run.offline import to_tensors
 
     overrides = {"task": options.task, "precision": precision, "compiler": "graph"}
     config = resolve(load_blocks(ROOT / "configs.yaml")[0], options.configs, overrides)
@@ -109,7 +108,7 @@ def train(options, precision: str, rounded: bool = False) -> dict[str, dict[str,
             progress(options.updates, 0, f"{stage.name}, {precision}", "updates") as bar,
         ):
             for index, batch in enumerate(batches):
-                metrics = update(to_tensors(batch), index)
+                metrics = update(tf.nest.map_structure(tf.constant, batch), index)
                 records.append({name: float(metrics[f"loss/{name}"]) for name in stage.scales})
                 bar.update()
         remove(agent, stage, stores)

@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from veorl_tf.agents.behavior import ImaginedActorCritic, Inputs, Trajectory
+from veorl_tf.agents.objectives import global_mean
 from veorl_tf.agents.stage import Stage, split_seed
 from veorl_tf.agents.world_model import WorldModel
 from veorl_tf.nets.base import MLP, Net, initialise
@@ -234,7 +235,7 @@ class Agent:
         """The reward head's mean in states 0 ... n-2."""
         states = {k: v[:-1] for k, v in rollout.state.items()}
         reward = self.model.reward(self.model.rssm.features(states))
-        return reward, {"extrinsic_reward": tf.reduce_mean(reward)}
+        return reward, {"extrinsic_reward": global_mean(reward)}
 
     def discount(self, rollout: Trajectory) -> tf.Tensor:
         states = {k: v[:-1] for k, v in rollout.state.items()}

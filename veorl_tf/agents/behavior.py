@@ -9,6 +9,7 @@ from veorl_tf.agents.objectives import discount_weights, global_mean, lambda_ret
 from veorl_tf.agents.stage import split_seed
 from veorl_tf.core.errors import UserError
 from veorl_tf.nets.base import MLP
+from veorl_tf.nets.parallel import own
 from veorl_tf.nets.rssm import State
 from veorl_tf.nets.scan import scan
 
@@ -105,7 +106,7 @@ class ImaginedActorCritic:
         """Hard copy of the critic before updates 0, `slow_every`, 2 `slow_every`, ..."""
         due = tf.equal(index % self.slow_every, 0)
         for slow, fast in zip(self.slow.weights, self.critic.weights):
-            slow.value.assign(tf.where(due, fast.value, slow.value))
+            own(slow.value).assign(tf.where(due, fast.value, slow.value))
 
     def rollout(self, start: State, seed: tf.Tensor) -> Trajectory:
         """Imagines from `start [N, ...]`. The policy sees its input with the gradient stopped, so
@@ -151,15 +152,15 @@ class ImaginedActorCritic:
         value = tf.squeeze(self.slow(rollout.inputs.critic), -1)
         target = lambda_return(reward, value, discount, self.lambda_)
         weight = discount_weights(discount)
-        entropy = self.action.entropy(rollout.policy)
+        entropy, mean = self.action.entropy(rollout.policy), global_mean(target)
         actor = self._actor_loss(rollout, target, weight, entropy, value)
         critic, predicted = self._critic_loss(rollout, target, weight)
         metrics |= {
             "actor_entropy": global_mean(entropy),
-            "return": global_mean(target),
+            "return": mean,
             "value": global_mean(predicted),
             "imagined_reward": global_mean(reward),
-            "return_std": tf.math.reduce_std(target),
+            "return_std": tf.sqrt(global_mean(tf.square(target - mean))),
         }
         return {"actor": actor, "critic": critic}, metrics
 

@@ -2,18 +2,26 @@
 
 import tensorflow as tf
 
+from veorl_tf.nets.parallel import replicas, total
+
 
 def global_mean(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     """The mean over everything, or over the slots where `mask` is not zero.
 
-    Every average of every loss goes through here, so that replicas that each hold a share of the
-    batch can be given the numbers of one device in one place.
+    Every average goes through here or through `mean_vector`, so that replicas that each hold an
+    equal share of the batch compute the numbers of one device.
     """
     x = tf.cast(x, tf.float32)
     if mask is None:
-        return tf.reduce_mean(x)
+        return _over_replicas(tf.reduce_mean(x))
     mask = tf.cast(mask, tf.float32)
-    return tf.reduce_sum(x * mask) / tf.maximum(tf.reduce_sum(mask), 1.0)
+    return total(tf.reduce_sum(x * mask)) / tf.maximum(total(tf.reduce_sum(mask)), 1.0)
+
+
+def _over_replicas(mean: tf.Tensor) -> tf.Tensor:
+    """The mean of the replicas' means."""
+    count = replicas()
+    return mean if count == 1 else total(mean) / count
 
 
 def balanced_kl(latent, posterior, prior, free: float, balance: float, mask=None):
@@ -36,15 +44,16 @@ def linear_mmd(left: tf.Tensor, right: tf.Tensor, left_mask=None, right_mask=Non
 
     `left [..., E]`, `right [..., E]` may differ in their leading axes; masks cover those.
     """
-    return tf.reduce_sum(tf.square(_mean_vector(left, left_mask) - _mean_vector(right, right_mask)))
+    return tf.reduce_sum(tf.square(mean_vector(left, left_mask) - mean_vector(right, right_mask)))
 
 
-def _mean_vector(x: tf.Tensor, mask) -> tf.Tensor:
+def mean_vector(x: tf.Tensor, mask=None) -> tf.Tensor:
+    """The mean of `x [..., E]` over all but its last axis, or over the slots of `mask [...]`."""
     x = tf.reshape(tf.cast(x, tf.float32), [-1, x.shape[-1]])
     if mask is None:
-        return tf.reduce_mean(x, 0)
+        return _over_replicas(tf.reduce_mean(x, 0))
     mask = tf.reshape(tf.cast(mask, tf.float32), [-1, 1])
-    return tf.reduce_sum(x * mask, 0) / tf.maximum(tf.reduce_sum(mask), 1.0)
+    return total(tf.reduce_sum(x * mask, 0)) / tf.maximum(total(tf.reduce_sum(mask)), 1.0)
 
 
 def safe_norm(x: tf.Tensor) -> tf.Tensor:

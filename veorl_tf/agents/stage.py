@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from veorl_tf.core import seeds
 from veorl_tf.nets.optimizers import Adam, LossScale
+from veorl_tf.nets.parallel import add_up
 
 Batches = Mapping[str, Mapping[str, tf.Tensor]]
 
@@ -86,7 +87,9 @@ class Update:
 
     Randomness derives from (seed, stage, index) alone, so update `index` gives the same numbers
     after a resume, and however many updates a call makes. `evaluate` computes the same losses on a
-    held-out batch and changes nothing.
+    held-out batch and changes nothing. Under a `tf.distribute` strategy batches are its per-replica
+    values, every replica holding an equal share of the rows, and the numbers are, up to rounding,
+    those of one device.
 
     Args:
         stage: what to train.
@@ -112,6 +115,7 @@ class Update:
         self._update = tf.function(self._train, jit_compile=jit, autograph=False)
         self._updates = tf.function(self._train_several, jit_compile=jit, autograph=False)
         self._losses = tf.function(self._measure, jit_compile=jit, autograph=False)
+        self._strategy = tf.distribute.get_strategy()
 
     def __call__(self, batches: Batches, index: int, count: int = 1) -> dict[str, tf.Tensor]:
         """Updates `index` ... `index + count - 1`; metrics by name, `[count]` for K > 1."""
@@ -129,7 +133,7 @@ class Update:
         """`_train` in a loop: a row of metrics per update, in the order of `_names`."""
 
         def one(i):
-            metrics = self._train(tf.nest.map_structure(lambda x: x[i], batches), index + i)
+            metrics = self._train(batches, index + i, i)
             self._names = list(metrics)
             return tf.stack([tf.cast(value, tf.float32) for value in metrics.values()])
 
@@ -148,7 +152,22 @@ class Update:
 
         return {name: read(name, batch) for name, batch in batches.items()}
 
-    def _train(self, batches: Batches, index: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _everywhere(self, function: Callable, *args) -> dict[str, tf.Tensor]:
+        """`function(*args)` in every replica; what it returns is the same in all of them."""
+        if self._strategy.num_replicas_in_sync == 1:
+            return function(*args)
+        results = self._strategy.run(function, args)
+        return {k: self._strategy.experimental_local_results(v)[0] for k, v in results.items()}
+
+    def _train(
+        self, batches: Batches, index: tf.Tensor, entry: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """One update in every replica, from the batches themselves or from entry `[entry]`."""
+        return self._everywhere(self._train_replica, batches, index, entry)
+
+    def _train_replica(self, batches: Batches, index: tf.Tensor, entry: tf.Tensor | None):
+        if entry is not None:
+            batches = tf.nest.map_structure(lambda x: x[entry], batches)
         stage, batches = self.stage, self._with_frames(batches)
         stage.before_update(index)
         variables = stage.variables
@@ -158,7 +177,7 @@ class Update:
             total = weighted_sum(terms, stage.scales)
             scaled = total * stage.loss_scale.scale
         grads = tape.gradient(scaled, variables, unconnected_gradients="zero")
-        grads = {path: tf.convert_to_tensor(grad) for path, grad in grads.items()}
+        grads = add_up({path: tf.convert_to_tensor(grad) for path, grad in grads.items()})
         all_finite = tf.constant(True)
         for name, group in stage.groups.items():
             own = {path: grads[path] for path in group.variables}
@@ -169,6 +188,9 @@ class Update:
         return {**_named(terms), **metrics, "loss/total": total}
 
     def _measure(self, batches: Batches, index: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._everywhere(self._measure_replica, batches, index)
+
+    def _measure_replica(self, batches: Batches, index: tf.Tensor) -> dict[str, tf.Tensor]:
         terms, metrics = self.stage.losses(batches, _fold(self._held_out_seed, index))
         total = weighted_sum(terms, self.stage.scales)
         return {**_named(terms), **metrics, "loss/total": total}

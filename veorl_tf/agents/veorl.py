@@ -144,7 +144,7 @@ class VeoRL(DreamerV2):
     def code_metrics(self, domain: str, index: tf.Tensor) -> dict[str, tf.Tensor]:
         """Codebook use and the share of transitions at which the code changes."""
         changes = tf.cast(tf.not_equal(index[:, 1:], index[:, :-1]), tf.float32)
-        named = usage(index, self.config.veorl.codes) | {"jump_rate": tf.reduce_mean(changes)}
+        named = usage(index, self.config.veorl.codes) | {"jump_rate": global_mean(changes)}
         return {f"codes_{domain}/{k}": v for k, v in named.items()}
 
     # ----- stage 2 -----------------------------------------------------------------------------
@@ -260,18 +260,17 @@ class VeoRL(DreamerV2):
         distance = safe_norm(tf.concat([stoch, deter], -1))
         intrinsic = tf.pad(-distance, [[1, 0], [0, 0]])
         metrics |= {
-            "intrinsic_reward": tf.reduce_mean(intrinsic),
-            "plan_distance_stoch": tf.reduce_mean(safe_norm(stoch)),
-            "plan_distance_deter": tf.reduce_mean(safe_norm(deter)),
+            "intrinsic_reward": global_mean(intrinsic),
+            "plan_distance_stoch": global_mean(safe_norm(stoch)),
+            "plan_distance_deter": global_mean(safe_norm(deter)),
         }
         return extrinsic + self.config.veorl.intrinsic_scale * intrinsic, metrics
 
     def plan_step(self, state: State, code: tf.Tensor, seed: tf.Tensor) -> State:
         """One plan step from trunk states `[n, N, ...]`."""
-        leading = code.shape[:2]
-        flat = {k: tf.reshape(v, [-1, *v.shape[2:]]) for k, v in state.items()}
-        noise = self.latent.noise(seed, [leading[0] * leading[1]])
-        step = self.plan.imagine_step(flat, tf.reshape(code, [-1, code.shape[-1]]), noise)
+        leading, flatten = code.shape[:2], lambda x: tf.reshape(x, [-1, *x.shape[2:]])
+        noise = flatten(self.latent.noise(seed, list(leading)))
+        step = self.plan.imagine_step(tf.nest.map_structure(flatten, state), flatten(code), noise)
         return {k: tf.reshape(v, [*leading, *v.shape[1:]]) for k, v in step.items()}
 
     def sample_of(self, state: State) -> tf.Tensor:

@@ -19,9 +19,11 @@ TABLE = {
 AUTO = {"precision": "auto", "compiler": "auto", "updates_per_call": 0}
 
 
-def resolve() -> dict[str, Any]:
-    """What each key of `AUTO` becomes on this machine."""
-    return dict(zip(AUTO, TABLE[device_kind()], strict=True))
+def resolve(distribute: str = "none") -> dict[str, Any]:
+    """What each key of `AUTO` becomes on this machine. Devices that share batches exchange tensors
+    in the midst of a program, where XLA's programs stay on one device."""
+    settings = dict(zip(AUTO, TABLE[device_kind()], strict=True))
+    return settings if distribute == "none" else settings | {"compiler": "graph"}
 
 
 def device_kind() -> str:

@@ -36,6 +36,10 @@ class StopRequest:
     def requested(self) -> bool:
         return self.signum is not None
 
+    def request(self) -> None:
+        """As if SIGTERM had come: another process of this run was asked to stop."""
+        self.signum = self.signum or signal.SIGTERM
+
     def raise_if_requested(self) -> None:
         """Raise `Interrupted` (exit code 128 + signal) when a signal came."""
         if self.signum is not None:

@@ -19,7 +19,7 @@ from veorl_tf.core.files import atomic_write
 from veorl_tf.core.media import gif_bytes, png_bytes
 from veorl_tf.core.metrics_table import METRICS, Metric, describe, markdown
 
-__all__ = ["METRICS", "Logger", "Metric", "describe", "markdown", "read_metrics"]
+__all__ = ["METRICS", "Logger", "Metric", "Silence", "describe", "markdown", "read_metrics"]
 
 
 class Logger:
@@ -96,6 +96,18 @@ class Logger:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+class Silence:
+    """In place of a `Logger` where another process of the run logs."""
+
+    def scalars(self, step: int, values: Mapping[str, float], stage: str = "") -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float = 20) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _Events:

@@ -10,8 +10,9 @@ from veorl_tf.core.hardware import configure_devices
 from veorl_tf.core.reproducible import order_sums
 
 
-def load_tensorflow() -> None:
+def load_tensorflow(wake: bool = True) -> None:
     """Imports TensorFlow and wakes its devices while stderr is held back; again: does nothing.
+    Without `wake` the devices stay asleep, as training with several processes wants it.
 
     Its C++ libraries write several lines there before any log level is looked at. Whatever was
     held back is shown when the import fails.
@@ -26,7 +27,8 @@ def load_tensorflow() -> None:
             import tensorflow as tf
 
             configure_devices()
-            tf.zeros([1])
+            if wake:
+                tf.zeros([1])
         except BaseException:
             held.seek(0)
             os.write(stderr, held.read())

@@ -127,6 +127,7 @@ class Batches:
         ends: where a call that begins at an index has to end at the latest. What a call does not
             use of its K batches repeats the last one it does.
         gather: read the frames; otherwise batches hold their `rows`, int32.
+        share: which of a batch's B windows to read; all of them by default.
     Yields:
         {stream: {key: [B, T, ...]}}. What the thread raises is raised here.
 
@@ -145,10 +146,11 @@ class Batches:
         per_call: int = 1,
         ends: Callable[[int], int] | None = None,
         gather: bool = True,
+        share: slice = slice(None),
     ):
         self.streams, self.seed, self.stage = dict(streams), seed, stage
         self.index, self.stop, self.per_call = start, stop, per_call
-        self._ends, self._gather = ends, gather
+        self._ends, self._gather, self._share = ends, gather, share
         self._queue: queue.Queue = queue.Queue(max(1, prefetch))
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -189,7 +191,7 @@ class Batches:
         result = {}
         for name, sampler in self.streams.items():
             draws = [
-                sampler.draw(seeds.generator(self.seed, self.stage, name, index + k))
+                draw_windows(sampler, self.seed, self.stage, name, index + k, self._share)
                 for k in range(count)
             ]
             draw = draws[0]
@@ -221,6 +223,19 @@ class Batches:
                 return self._queue.put(entry, timeout=0.1)
             except queue.Full:
                 continue
+
+
+def draw_windows(
+    sampler: WindowSampler,
+    seed: int,
+    stage: str,
+    name: str,
+    index: int,
+    share: slice = slice(None),
+) -> dict[str, np.ndarray]:
+    """The `share` of batch `index` of stream `name`, without its frames."""
+    draw = sampler.draw(seeds.generator(seed, stage, name, index))
+    return {key: value[share] for key, value in draw.items()}
 
 
 def _only_rows(draw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -3,11 +3,14 @@
 A distribution is described by a dict of float32 statistics, so that it can travel through loops
 and be saved. Samples are made from noise that is drawn beforehand: one stateless draw for a whole
 sequence instead of one per time step, and a test that sets the noise to zero sees the mode path.
+Noise is `[*leading, ...]`, where the last of the leading axes counts the rows of a batch.
 Densities, entropies and divergences come from TensorFlow Probability, in float32.
 """
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+
+from veorl_tf.nets.parallel import own_rows
 
 tfd = tfp.distributions
 
@@ -39,7 +42,8 @@ class GaussianLatent:
         return {"mean": mean, "std": sigmoid2(std, self.min_std)}
 
     def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
-        return tf.random.stateless_normal([*leading, self.size], seed)
+        draw = lambda leading: tf.random.stateless_normal([*leading, self.size], seed)
+        return own_rows(draw, leading)
 
     def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
         return stats["mean"] + stats["std"] * noise
@@ -74,7 +78,7 @@ class CategoricalLatent:
         return {"logit": tf.reshape(tf.cast(x, tf.float32), leading + [self.groups, self.classes])}
 
     def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
-        return gumbel(seed, [*leading, self.groups, self.classes])
+        return gumbel(seed, leading, [self.groups, self.classes])
 
     def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
         return self._flat(one_hot_sample(stats["logit"], noise))
@@ -113,7 +117,10 @@ class TruncatedNormalAction:
         return {"mean": tf.tanh(mean), "std": sigmoid2(std, self.min_std)}
 
     def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
-        return tf.random.stateless_uniform([*leading, self.size], seed, 1e-6, 1 - 1e-6)
+        draw = lambda leading: tf.random.stateless_uniform(
+            [*leading, self.size], seed, 1e-6, 1 - 1e-6
+        )
+        return own_rows(draw, leading)
 
     def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
         mean, std = stats["mean"], stats["std"]
@@ -145,7 +152,7 @@ class OneHotAction:
         return {"logit": tf.cast(x, tf.float32)}
 
     def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
-        return gumbel(seed, [*leading, self.size])
+        return gumbel(seed, leading, [self.size])
 
     def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
         return one_hot_sample(stats["logit"], noise)
@@ -168,9 +175,11 @@ def make_latent(kind: str, stoch: int, classes: int):
     return GaussianLatent(stoch) if kind == "gaussian" else CategoricalLatent(stoch, classes)
 
 
-def gumbel(seed: tf.Tensor, shape: list) -> tf.Tensor:
-    """Standard Gumbel noise in float32; the argmax of logits plus it is a categorical sample."""
-    uniform = tf.random.stateless_uniform(shape, seed, 1e-7, 1.0)
+def gumbel(seed: tf.Tensor, leading: list, shape: list) -> tf.Tensor:
+    """Standard Gumbel noise `[*leading, *shape]` in float32; the argmax of logits plus it is a
+    categorical sample."""
+    draw = lambda leading: tf.random.stateless_uniform([*leading, *shape], seed, 1e-7, 1.0)
+    uniform = own_rows(draw, leading)
     return -tf.math.log(-tf.math.log(uniform))
 
 

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from veorl_tf.nets.parallel import own
+
 
 class LossScale:
     """The factor on the loss that keeps float16 gradients from vanishing; 1 for other types.
@@ -35,8 +37,8 @@ class LossScale:
         run = tf.where(finite, self.finite_run + 1, 0)
         grow = run >= self.GROW
         scale = tf.where(finite, tf.where(grow, self.scale * 2, self.scale), self.scale / 2)
-        self.scale.assign(tf.clip_by_value(scale, self.SMALLEST, self.LARGEST))
-        self.finite_run.assign(tf.where(grow, 0, run))
+        own(self.scale).assign(tf.clip_by_value(scale, self.SMALLEST, self.LARGEST))
+        own(self.finite_run).assign(tf.where(grow, 0, run))
 
 
 class Adam:
@@ -93,10 +95,10 @@ class Adam:
         norm = tf.linalg.global_norm(list(grads.values())) / scale
         finite = tf.math.is_finite(norm)
         factor = (self.clip / tf.maximum(norm, self.clip) if self.clip else 1.0) / scale
-        self.steps.assign_add(tf.cast(finite, tf.int32))
-        self.skipped.assign_add(tf.cast(~finite, tf.int32))
+        own(self.steps).assign_add(tf.cast(finite, tf.int32))
+        own(self.skipped).assign_add(tf.cast(~finite, tf.int32))
         tf.cond(finite, lambda: self._step(grads, factor), lambda: None)
-        return finite, {"grad_norm": norm, "skipped": self.skipped}
+        return finite, {"grad_norm": norm, "skipped": tf.identity(own(self.skipped))}
 
     def _step(self, grads: dict[str, tf.Tensor], factor: tf.Tensor) -> None:
         """TensorFlow's kernel reads and writes every number once. Its epsilon stands beside the
@@ -105,13 +107,13 @@ class Adam:
         power1, power2 = self.BETA1**step, self.BETA2**step
         epsilon = self.eps * tf.sqrt(1 - power2)
         for path, grad in grads.items():
-            variable = self.variables[path]
+            variable = own(self.variables[path])
             if self.decay:
                 variable.assign((1 - self.decay) * variable)
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle,
-                m=self.m[path].handle,
-                v=self.v[path].handle,
+                m=own(self.m[path]).handle,
+                v=own(self.v[path]).handle,
                 beta1_power=power1,
                 beta2_power=power2,
                 lr=self.lr,

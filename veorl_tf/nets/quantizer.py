@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from veorl_tf.nets.base import Dense, Net
 from veorl_tf.nets.distributions import straight_through
+from veorl_tf.nets.parallel import total
 
 
 class Quantised(NamedTuple):
@@ -79,8 +80,8 @@ def usage(index: tf.Tensor, entries: int, mask: tf.Tensor | None = None) -> dict
     uniform), `used` the fraction of entries that occur at all. `mask [...]` leaves slots out.
     """
     weight = tf.ones_like(index, tf.float32) if mask is None else tf.cast(mask, tf.float32)
-    counts = tf.math.unsorted_segment_sum(
-        tf.reshape(weight, [-1]), tf.reshape(index, [-1]), entries
+    counts = total(
+        tf.math.unsorted_segment_sum(tf.reshape(weight, [-1]), tf.reshape(index, [-1]), entries)
     )
     share = counts / tf.maximum(tf.reduce_sum(counts), 1.0)
     entropy = -tf.reduce_sum(tf.math.xlogy(share, share))

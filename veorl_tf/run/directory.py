@@ -18,7 +18,9 @@ from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
 
 # Keys that change where or how often something is written, never what is learnt.
-HARMLESS = re.compile(r"logdir|datadir|fresh|log\..*|env\.workers|data\.prefetch|updates_per_call")
+HARMLESS = re.compile(
+    r"logdir|datadir|fresh|log\..*|env\.workers|data\.prefetch|updates_per_call|distribute"
+)
 PACKAGES = (
     "tensorflow",
     "keras",
@@ -103,7 +105,8 @@ def settle(config: Config, names: Sequence[str]) -> Config:
     """`config` with what `auto` means here, or meant where the run was begun."""
     automatic = [key for key, auto in hardware.AUTO.items() if config[key] == auto]
     path = run_path(config, names)
-    found = load_config(path).flat if RunDirectory(path).started else hardware.resolve()
+    begun = RunDirectory(path).started
+    found = load_config(path).flat if begun else hardware.resolve(config.distribute)
     return config.update({key: found[key] for key in automatic})
 
 

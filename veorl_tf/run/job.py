@@ -46,15 +46,21 @@ def train(argv: Sequence[str]) -> int:
     blocks, comments = load_blocks(BLOCKS)
     request = parse_flags(argv, blocks, comments)
     check(request.config)
-    load_tensorflow()
-    config = settle(request.config, request.names)
-    directory = open_run(config, request.names)
+    load_tensorflow(wake=request.config.distribute != "multi_worker")
+    from veorl_tf.run.replicas import Replicas
+
+    replicas = Replicas(request.config.distribute)
+    with replicas.chief_first():
+        config = settle(request.config, request.names)
+        directory = open_run(config, request.names)
+    check_distribution(config)
     result = directory.finished()
+    replicas.require_same("whether the run is finished", [result is not None])
     if result is not None:
         print(f"{directory.path}: this run is finished. {outcome(result)}")
         print(where(directory))
         return 0
-    run(config, directory)
+    run(config, directory, replicas=replicas)
     return 0
 
 
@@ -66,6 +72,7 @@ def check(config: Config) -> None:
         "agent": AGENTS,
         "precision": PRECISIONS,
         "compiler": ("auto", "graph", "xla"),
+        "distribute": ("none", "mirrored", "multi_worker"),
         "backbone": ("v2",),
         "v2.latent": ("gaussian", "categorical"),
         "v2.activation": ("elu", "relu", "silu"),
@@ -94,35 +101,60 @@ def check(config: Config) -> None:
         load_config(config.init_from)
 
 
-def run(config: Config, directory: RunDirectory, strict: bool = False) -> dict:
-    """Trains, evaluates, exports; writes and returns the result."""
-    load_tensorflow()
-    from veorl_tf.run.export import replace_export
-    from veorl_tf.run.offline import OfflineTraining
-
-    print(f"run directory: {directory.path}", flush=True)
-    training = OfflineTraining(config, directory, strict)
-    try:
-        training.run()
-        result = provenance() | {
-            "task": config.task,
-            "agent": config.agent,
-            "seed": config.seed,
-            "updates": training.step,
-            "training_seconds": round(training.clock()),
-        }
-        if training.evaluator is not None:
-            result |= final_evaluation(training)
-        replace_export(
-            training.agent, config, directory.policy, action_bounds(training.stores["target"])
+def check_distribution(config: Config) -> None:
+    """Of the settled configuration: a run that goes on keeps its compiler."""
+    if config.distribute != "none" and config.compiler == "xla":
+        raise UserError(
+            f"--compiler xla does not fit --distribute {config.distribute}: a program that XLA "
+            f"compiles stays on one device"
         )
-    finally:
-        training.close()
-    with atomic_write(directory.result, "w") as file:
-        json.dump(result, file, indent=1)
+
+
+def run(config: Config, directory: RunDirectory, strict: bool = False, replicas=None) -> dict:
+    """Trains, evaluates, exports; writes and returns the result. Of several processes (`replicas`)
+    the first does what follows the training, and the others wait for it."""
+    load_tensorflow()
+    from veorl_tf.run.offline import OfflineTraining
+    from veorl_tf.run.replicas import Replicas
+
+    replicas = replicas or Replicas()
+    print(f"run directory: {directory.path}", flush=True)
+    with replicas.scope(), replicas.together():
+        training = OfflineTraining(config, directory, strict, replicas)
+        try:
+            training.run()
+            with replicas.chief_first():
+                if replicas.chief:
+                    conclude(training)
+        finally:
+            training.close()
+    if not replicas.chief:
+        print("the run is finished; its result is where the first process runs")
+        return {}
+    result = directory.finished()
     print(outcome(result))
     print(where(directory))
     return result
+
+
+def conclude(training) -> None:
+    """Evaluates and exports what was trained; writes the result."""
+    from veorl_tf.run.export import replace_export
+
+    config, directory = training.config, training.directory
+    result = provenance() | {
+        "task": config.task,
+        "agent": config.agent,
+        "seed": config.seed,
+        "updates": training.step,
+        "training_seconds": round(training.clock()),
+    }
+    if training.evaluator is not None:
+        result |= final_evaluation(training)
+    bounds = action_bounds(training.stores["target"])
+    replace_export(training.agent, config, directory.policy, bounds)
+    with atomic_write(directory.result, "w") as file:
+        json.dump(result, file, indent=1)
 
 
 def final_evaluation(training) -> dict:

@@ -14,14 +14,15 @@ from veorl_tf.core import checkpoint, hardware, seeds
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.interrupt import StopRequest
-from veorl_tf.core.metrics import Logger
+from veorl_tf.core.metrics import Logger, Silence
 from veorl_tf.core.progress import progress
 from veorl_tf.data.store import FrameStore
-from veorl_tf.data.windows import Batches, WindowSampler
+from veorl_tf.data.windows import Batches, WindowSampler, draw_windows
 from veorl_tf.run import datasets
 from veorl_tf.run.columns import Columns, derive, remove
 from veorl_tf.run.directory import RunDirectory, load_weights
 from veorl_tf.run.evaluate import Evaluator, agent_policy
+from veorl_tf.run.replicas import Replicas
 from veorl_tf.run.simulators import env_options
 
 HEADLINES = (
@@ -42,25 +43,38 @@ class OfflineTraining:
     interrupted goes on as if it had not been.
     """
 
-    def __init__(self, config: Config, directory: RunDirectory, strict: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        strict: bool = False,
+        replicas: Replicas | None = None,
+    ):
         self.config, self.directory = config, directory
-        self.stores: dict[str, FrameStore] = {"target": datasets.open_store(config, "target")}
+        self.replicas = replicas or Replicas()
+        self.share = self.replicas.rows(config.data.batch)
+        self.stores: dict[str, FrameStore] = {"target": self.open_store("target")}
         self.agent = make_agent(config, action_space(config, self.stores["target"]))
         self.stages = self.agent.stages()
         self.budgets = [config.stages[stage.name].updates for stage in self.stages]
         if any(s.dataset == "source" for stage in self.stages for s in stage.streams.values()):
-            self.stores["source"] = datasets.open_store(config, "source")
+            self.stores["source"] = self.open_store("source")
         check_images(self.stores, config)
         self.stage, self.update, self.begun, self.seconds = 0, 0, [], 0.0
         self.owes_evaluation = False  # one that a signal cut short
         self.started = time.monotonic()
         self.restore()
-        self.logger = Logger(directory.path, resume_step=self.step, strict=strict)
-        self.evaluator = (
-            None
-            if config.task == "none"
-            else Evaluator({"task": config.task, **env_options(config)}, config.env.workers)
-        )
+        self.replicas.require_same("position (stage, update)", [self.stage, self.update])
+        self.logger, self.evaluator = Silence(), None
+        if self.replicas.chief:
+            self.logger = Logger(directory.path, resume_step=self.step, strict=strict)
+            if config.task != "none":
+                spec = {"task": config.task, **env_options(config)}
+                self.evaluator = Evaluator(spec, config.env.workers)
+
+    def open_store(self, dataset: str) -> FrameStore:
+        with self.replicas.chief_first():
+            return datasets.open_store(self.config, dataset)
 
     def clock(self) -> float:
         """Seconds of this run so far, earlier starts included."""
@@ -104,6 +118,8 @@ class OfflineTraining:
             )
 
     def save(self, name: str) -> None:
+        if not self.replicas.chief:
+            return
         variables = {**self.agent.weights(), **self.stages[self.stage].state}
         manifest = {
             "stage": self.stage,
@@ -146,10 +162,11 @@ class OfflineTraining:
             stage.start()
             self.begun.append(stage.name)
         log, budget = self.config.log, self.budgets[self.stage]
-        columns = derive(self.agent, stage, self.stores)
+        with self.replicas.chief_first():
+            columns = derive(self.agent, stage, self.stores)
         training, held_out = self.samplers(stage, columns)
         resident = self.resident(training)
-        pace = Pace(self.config.updates_per_call)
+        pace = Pace(self.config.updates_per_call, fixed=self.replicas.processes > 1)
         xla = self.config.compiler == "xla"
         update = Update(stage, self.config.seed, xla, pace.most, resident)
         if not held_out:
@@ -166,16 +183,18 @@ class OfflineTraining:
                 pace.most,
                 lambda index: min(index + pace.now, self.next_due(stage, index)),
                 gather=not resident,
+                share=self.share,
             ) as batches,
             progress(budget, self.update, stage.name, "updates") as bar,
         ):
             watch = Stopwatch()
             if self.owes_evaluation:
                 self.evaluate(stop, bar)
+            if self.replicas.agree(stop):
                 stop.raise_if_requested()
             while self.update < budget:
                 with watch("data"):
-                    batch = to_tensors(next(batches))
+                    batch = self.replicas.tensors(next(batches), axis=int(pace.most > 1))
                     count = batches.index - self.update
                 with watch("update"), pace(count):
                     metrics = update(batch, self.update, count)
@@ -194,7 +213,7 @@ class OfflineTraining:
                     self.report(stage, columns)
                 if stage.evaluates and self.due(log.eval_every) and self.update < budget:
                     self.evaluate(stop, bar)
-                if self.due(log.checkpoint_every) or stop.requested:
+                if self.replicas.agree(stop) or self.due(log.checkpoint_every):
                     self.save(checkpoint.update_name(self.stage, self.update))
                 if stop.requested:
                     bar.note(
@@ -219,6 +238,8 @@ class OfflineTraining:
         size = sum(array.nbytes for array in arrays.values())
         if not hardware.accelerated() or size > self.config.data.resident_gib * 2**30:
             return {}
+        if self.replicas.count > 1:
+            return {}  # a program's constants stand on one device
         tensors = {key: tf.constant(np.asarray(array)) for key, array in arrays.items()}
         return {
             name: {key: tensors[id(array)] for key, array in sampler.arrays.items()}
@@ -263,17 +284,22 @@ class OfflineTraining:
         sums: dict[str, float] = {}
         count = 4
         for i in range(count):
-            batch = draw_batch(samplers, self.config.seed, f"{stage.name}/validation", i)
-            for key, value in update.evaluate(to_tensors(batch), i).items():
+            batch = self.replicas.tensors(
+                draw_batch(samplers, self.config.seed, f"{stage.name}/validation", i, self.share)
+            )
+            for key, value in update.evaluate(batch, i).items():
                 sums[key] = sums.get(key, 0.0) + float(value) / count
         self.logger.scalars(self.step, {f"validation/{k}": v for k, v in sums.items()}, stage.name)
 
     def report(self, stage: Stage, columns: Columns) -> None:
         """Videos and pictures of what the model believes, of held-out data where there is some."""
+        if not self.replicas.chief:
+            return
         training, held_out = self.samplers(stage, columns, "image")
         batch = draw_batch(held_out or training, self.config.seed, f"{stage.name}/report", 0)
         seed = tf.constant(seeds.graph_seed(self.config.seed, f"{stage.name}/report"))
-        for name, value in self.agent.report(stage.name, to_tensors(batch), seed).items():
+        batch = tf.nest.map_structure(tf.constant, batch)
+        for name, value in self.agent.report(stage.name, batch, seed).items():
             pixels = (np.clip(value.numpy(), 0, 1) * 255).round().astype(np.uint8)
             show = self.logger.video if pixels.ndim == 4 else self.logger.image
             show(self.step, f"{stage.name}/{name}", pixels)
@@ -302,13 +328,14 @@ class OfflineTraining:
 
 class Pace:
     """How many updates a call makes: at first one, then as many as take about a second, so that
-    signals are answered soon; never more than `most`."""
+    signals are answered soon; never more than `most`. With `fixed` always `most`: processes that
+    train together have to make the same calls."""
 
     SECONDS = 1.0
 
-    def __init__(self, most: int):
-        self.most, self.now, self._count, self._began = most, 1, 0, 0.0
-        self._calls = 0
+    def __init__(self, most: int, fixed: bool = False):
+        self.most, self.now, self._count, self._began = most, most if fixed else 1, 0, 0.0
+        self._calls, self._fixed = 0, fixed
 
     def __call__(self, count: int) -> Pace:
         self._count = count
@@ -319,7 +346,7 @@ class Pace:
 
     def __exit__(self, *_) -> None:
         self._calls += 1
-        if self._calls > 1:  # the first one compiles
+        if self._calls > 1 and not self._fixed:  # the first one compiles
             each = (time.monotonic() - self._began) / self._count
             self.now = max(1, min(self.most, int(self.SECONDS / each)))
 
@@ -390,13 +417,15 @@ def assign(variables: dict[str, tf.Variable], arrays: dict[str, np.ndarray], whe
         variable.assign(arrays[path])
 
 
-def draw_batch(samplers: dict[str, WindowSampler], seed: int, purpose: str, index: int) -> dict:
-    """One batch of every stream."""
+def draw_batch(
+    samplers: dict[str, WindowSampler],
+    seed: int,
+    purpose: str,
+    index: int,
+    share: slice = slice(None),
+) -> dict:
+    """One batch of every stream, or a share of it."""
     return {
-        name: sampler.sample(seeds.generator(seed, purpose, name, index))
+        name: sampler.gather(draw_windows(sampler, seed, purpose, name, index, share))
         for name, sampler in samplers.items()
     }
-
-
-def to_tensors(batch: dict) -> dict:
-    return tf.nest.map_structure(tf.constant, batch)

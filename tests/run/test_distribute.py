@@ -1,0 +1,184 @@
+"""`--distribute`: devices and processes that share batches give the numbers of one device."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import TINY
+from veorl_tf.core import checkpoint
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.metrics import read_metrics
+from veorl_tf.data.episodes import save_episode
+from veorl_tf.data.synthetic import random_episode
+from veorl_tf.run import job
+from veorl_tf.run.directory import load_weights
+from veorl_tf.run.replicas import Replicas
+
+PROGRAM = Path(__file__).with_name("distributed.py")
+UPDATES = 3  # of every stage
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """`flags(logdir)`: a tiny run of VeoRL on random data, everything logged."""
+    root = tmp_path_factory.mktemp("random")
+    for i in range(10):
+        save_episode(root / "target", random_episode(12, seed=i))
+        save_episode(root / "source", {"image": random_episode(9, seed=100 + i)["image"]})
+    values = TINY | {
+        "task": "none",
+        "target_dataset": root / "target",
+        "source_videos": root / "source",
+        "datadir": root,
+        "data.batch": 4,
+        "data.validation": 0.2,
+        "stages.(abstraction|model|behavior).updates": UPDATES,
+        "log.every": 1,
+        "log.validation_every": 3,
+        "log.video_every": 0,
+        "log.checkpoint_every": 2,
+    }
+
+    def make(logdir: Path, **more) -> list[str]:
+        chosen = values | {"logdir": logdir} | more
+        pairs = [[f"--{key}", str(value)] for key, value in chosen.items()]
+        return ["--configs", "metaworld", "veorl", "debug", *sum(pairs, [])]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def one(flags, tmp_path_factory) -> Path:
+    """A run on one device."""
+    logdir = tmp_path_factory.mktemp("logs") / "one"
+    assert job.train(flags(logdir)) == 0
+    return logdir
+
+
+def start(arguments: list[str], **environment) -> subprocess.Popen:
+    variables = os.environ | {k: str(v) for k, v in environment.items()}
+    root = PROGRAM.parents[2]
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), *arguments],
+        env=variables | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    try:
+        output = process.communicate(timeout=300)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output = process.communicate()[0]
+    return process.returncode, output
+
+
+def assert_same_run(logdir: Path, expected: Path) -> None:
+    """The same metrics wherever both have them, and the same weights, up to rounding."""
+    left, right = (
+        {(line["step"], len(line)): line for line in read_metrics(path / "metrics.jsonl")}
+        for path in (logdir, expected)
+    )
+    assert left.keys() <= right.keys() and len(left) >= 3 * 2
+    for position, line in left.items():
+        other = right[position]
+        assert line.keys() == other.keys()
+        for key in line:
+            if not key.startswith("time/") and key != "stage":
+                assert line[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
+    arrays, others = (
+        load_weights(path, checkpoint.stage_name("behavior"))[0] for path in (logdir, expected)
+    )
+    assert arrays.keys() == others.keys()
+    for path, array in arrays.items():
+        # Adam's first steps have the size of the learning rate (3e-4) wherever a gradient is not 0.
+        np.testing.assert_allclose(array, others[path], rtol=1e-3, atol=3e-5, err_msg=path)
+
+
+def test_two_devices(one, flags, tmp_path):
+    """Two stages on two devices, several updates a call; interrupted, then continued on one."""
+    logdir, rarely = tmp_path / "run", {"log.every": 3, "log.checkpoint_every": 0}
+    arguments = flags(logdir, distribute="mirrored", updates_per_call=2, **rarely)
+    code, output = finish(start(arguments, DEVICES=2, STOP_AT=5))  # calls of 2 + 1 updates
+    assert code == 143, output
+    assert "saved at update 2 of stage behavior; the same command continues" in output
+    assert job.train(flags(logdir, **rarely)) == 0
+    assert_same_run(logdir, one)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def test_two_processes(one, flags, tmp_path):
+    """A signal to the second process stops both; both continue where they were."""
+    logdir = tmp_path / "run"
+    arguments = flags(logdir, distribute="multi_worker")
+
+    def both(**second) -> list[tuple[int, str]]:
+        hosts = [f"localhost:{free_port()}" for _ in range(2)]
+        config = lambda i: json.dumps(
+            {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
+        )
+        started = [
+            start(arguments, TF_CONFIG=config(0)),
+            start(arguments, TF_CONFIG=config(1), **second),
+        ]
+        return [finish(process) for process in started]
+
+    outcomes = both(STOP_AT=UPDATES + 2)
+    assert [code for code, _ in outcomes] == [143, 143], outcomes
+    assert all("saved at update 2 of stage model" in output for _, output in outcomes)
+    (code, output), (other, silent) = both()
+    assert code == other == 0, (output, silent)
+    assert "at update 2 of stage model" in output
+    assert "the first process" in silent and "SavedModel" not in silent
+    assert_same_run(logdir, one)
+    assert len(read_metrics(logdir / "metrics.jsonl")) == 3 * (UPDATES + 1)
+
+
+def test_one_process_needs_no_strategy():
+    replicas = Replicas()
+    assert replicas.count == 1 and replicas.chief and replicas.rows(5) == slice(0, 5)
+    assert replicas.gather([1.0, 2.0]).tolist() == [[1.0, 2.0]]
+
+
+def test_batches_that_cannot_be_shared():
+    replicas = Replicas()
+    replicas.count, replicas._ids = 4, [2, 3]
+    assert replicas.rows(8) == slice(4, 8)
+    with pytest.raises(UserError, match=r"--data.batch 6: 4 devices share it"):
+        replicas.rows(6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "not JSON",
+        '{"cluster": {}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+    ],
+)
+def test_processes_that_are_not_described(text, monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if text is not None:
+        monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match="TF_CONFIG"):
+        Replicas("multi_worker")
+
+
+def test_programs_of_xla_stay_on_one_device(flags, tmp_path):
+    with pytest.raises(UserError, match="--compiler xla"):
+        job.train(flags(tmp_path / "run", distribute="mirrored", compiler="xla"))
