@@ -122,15 +122,9 @@ def test_several_updates_per_call(undisturbed, configured, tmp_path, monkeypatch
         counts.append(count)
         return call(self, batches, index, count)
 
-    class Sprint(offline.Pace):
-        """Does not begin with single updates."""
-
-        def __init__(self, most):
-            super().__init__(most)
-            self.now = most
-
+    pace = offline.Pace  # does not begin with single updates
     monkeypatch.setattr(Update, "__call__", counted)
-    monkeypatch.setattr(offline, "Pace", Sprint)
+    monkeypatch.setattr(offline, "Pace", lambda most, fixed: pace(most, fixed=True))
     options = {"log.every": 4, "log.validation_every": 0, "log.video_every": 0}
     options |= {"log.checkpoint_every": 0}
     config = configured(tmp_path / "run", updates_per_call=3, **options)
