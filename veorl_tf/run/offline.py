@@ -17,11 +17,13 @@ from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.metrics import Logger, Silence
 from veorl_tf.core.progress import progress
 from veorl_tf.data.store import FrameStore
-from veorl_tf.data.windows import Batches, WindowSampler, draw_windows
+from veorl_tf.data.windows import Batches
 from veorl_tf.run import datasets
+from veorl_tf.run.batches import Samplers, draw_batch, samplers
 from veorl_tf.run.columns import Columns, derive, remove
 from veorl_tf.run.directory import RunDirectory, load_weights
 from veorl_tf.run.evaluate import Evaluator, agent_policy
+from veorl_tf.run.pace import Pace, Stopwatch
 from veorl_tf.run.replicas import Replicas
 from veorl_tf.run.simulators import env_options
 
@@ -164,7 +166,7 @@ class OfflineTraining:
         log, budget = self.config.log, self.budgets[self.stage]
         with self.replicas.chief_first():
             columns = derive(self.agent, stage, self.stores)
-        training, held_out = self.samplers(stage, columns)
+        training, held_out = samplers(self.config, stage, self.stores, columns)
         resident = self.resident(training)
         pace = Pace(self.config.updates_per_call, fixed=self.replicas.processes > 1)
         xla = self.config.compiler == "xla"
@@ -232,9 +234,9 @@ class OfflineTraining:
         periods += [log.eval_every] if stage.evaluates else []
         return min([budget] + [(index // every + 1) * every for every in periods if every > 0])
 
-    def resident(self, samplers: dict[str, WindowSampler]) -> dict[str, dict[str, tf.Tensor]]:
+    def resident(self, training: Samplers) -> dict[str, dict[str, tf.Tensor]]:
         """The samplers' arrays on the accelerator, where there is one and they fit, else none."""
-        arrays = {id(a): a for s in samplers.values() for a in s.arrays.values()}
+        arrays = {id(a): a for s in training.values() for a in s.arrays.values()}
         size = sum(array.nbytes for array in arrays.values())
         if not hardware.accelerated() or size > self.config.data.resident_gib * 2**30:
             return {}
@@ -243,32 +245,8 @@ class OfflineTraining:
         tensors = {key: tf.constant(np.asarray(array)) for key, array in arrays.items()}
         return {
             name: {key: tensors[id(array)] for key, array in sampler.arrays.items()}
-            for name, sampler in samplers.items()
+            for name, sampler in training.items()
         }
-
-    def samplers(self, stage: Stage, columns: Columns, *more: str) -> tuple[dict, dict]:
-        """Window samplers of every stream, over training and over held-out episodes; they read the
-        stream's keys, and those named here.
-
-        There are no held-out ones when no held-out episode is long enough for a stream's windows.
-        """
-        data = self.config.data
-        training, held_out = {}, {}
-        for name, stream in stage.streams.items():
-            store = self.stores[stream.dataset]
-            seen, unseen = store.split(data.validation)
-            windows = (
-                stream.length,
-                data.batch,
-                data.oversample_ends,
-                tuple(dict.fromkeys([*stream.keys, *more])),
-                columns.get(stream.dataset),
-                stream.slots,
-            )
-            training[name] = WindowSampler(store, seen, *windows)
-            if np.any(unseen.lengths > stream.length):
-                held_out[name] = WindowSampler(store, unseen, *windows)
-        return training, held_out if len(held_out) == len(training) else {}
 
     # ----- what is seen of it ------------------------------------------------------------------
 
@@ -279,13 +257,13 @@ class OfflineTraining:
         if bar is not None and headline:
             bar.message(", ".join(headline))
 
-    def validate(self, stage: Stage, update: Update, samplers: dict) -> None:
+    def validate(self, stage: Stage, update: Update, held_out: Samplers) -> None:
         """Losses of a few held-out batches, the same ones every time."""
         sums: dict[str, float] = {}
         count = 4
         for i in range(count):
             batch = self.replicas.tensors(
-                draw_batch(samplers, self.config.seed, f"{stage.name}/validation", i, self.share)
+                draw_batch(held_out, self.config.seed, f"{stage.name}/validation", i, self.share)
             )
             for key, value in update.evaluate(batch, i).items():
                 sums[key] = sums.get(key, 0.0) + float(value) / count
@@ -295,7 +273,7 @@ class OfflineTraining:
         """Videos and pictures of what the model believes, of held-out data where there is some."""
         if not self.replicas.chief:
             return
-        training, held_out = self.samplers(stage, columns, "image")
+        training, held_out = samplers(self.config, stage, self.stores, columns, "image")
         batch = draw_batch(held_out or training, self.config.seed, f"{stage.name}/report", 0)
         seed = tf.constant(seeds.graph_seed(self.config.seed, f"{stage.name}/report"))
         batch = tf.nest.map_structure(tf.constant, batch)
@@ -324,58 +302,6 @@ class OfflineTraining:
         self.log(summary | {"time/evaluation": time.monotonic() - began}, bar)
         for frames in scores.videos:
             self.logger.video(self.step, "evaluation/episode", frames)
-
-
-class Pace:
-    """How many updates a call makes: at first one, then as many as take about a second, so that
-    signals are answered soon; never more than `most`. With `fixed` always `most`: processes that
-    train together have to make the same calls."""
-
-    SECONDS = 1.0
-
-    def __init__(self, most: int, fixed: bool = False):
-        self.most, self.now, self._count, self._began = most, most if fixed else 1, 0, 0.0
-        self._calls, self._fixed = 0, fixed
-
-    def __call__(self, count: int) -> Pace:
-        self._count = count
-        return self
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_) -> None:
-        self._calls += 1
-        if self._calls > 1 and not self._fixed:  # the first one compiles
-            each = (time.monotonic() - self._began) / self._count
-            self.now = max(1, min(self.most, int(self.SECONDS / each)))
-
-
-class Stopwatch:
-    """Where an update's time goes, as means since the last reading."""
-
-    def __init__(self):
-        self.sums: dict[str, float] = {}
-        self.updates = 0  # done since the last reading
-        self.read_at, self.name, self.entered = time.monotonic(), "", 0.0
-
-    def __call__(self, name: str) -> Stopwatch:
-        self.name = name
-        return self
-
-    def __enter__(self):
-        self.entered = time.monotonic()
-
-    def __exit__(self, *_):
-        self.sums[self.name] = self.sums.get(self.name, 0.0) + time.monotonic() - self.entered
-
-    def read(self) -> dict[str, float]:
-        """Seconds per update of each part, updates per second of wall clock; starts anew."""
-        now = time.monotonic()
-        means = {f"time/{name}": total / self.updates for name, total in self.sums.items()}
-        means["time/updates_per_second"] = self.updates / (now - self.read_at)
-        self.sums, self.updates, self.read_at = {}, 0, now
-        return means
 
 
 def action_space(config: Config, store: FrameStore) -> ActionSpace:
@@ -415,17 +341,3 @@ def assign(variables: dict[str, tf.Variable], arrays: dict[str, np.ndarray], whe
             )
     for path, variable in variables.items():
         variable.assign(arrays[path])
-
-
-def draw_batch(
-    samplers: dict[str, WindowSampler],
-    seed: int,
-    purpose: str,
-    index: int,
-    share: slice = slice(None),
-) -> dict:
-    """One batch of every stream, or a share of it."""
-    return {
-        name: sampler.gather(draw_windows(sampler, seed, purpose, name, index, share))
-        for name, sampler in samplers.items()
-    }
