@@ -28,6 +28,20 @@ def test_the_first_signal_is_a_flag(number, capfd):
     assert "stopping after this step" in capfd.readouterr().err
 
 
+def test_a_request_of_another_process():
+    """It stops this one as SIGTERM would, and a signal that follows is still a first one."""
+    with StopRequest() as stop:
+        stop.request()
+        assert stop.requested
+        with pytest.raises(Interrupted) as caught:
+            stop.raise_if_requested()
+        assert caught.value.exit_code == 143
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted) as caught:
+            stop.raise_if_requested()
+        assert caught.value.exit_code == 130
+
+
 def test_handlers_come_back_after_an_exception():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(RuntimeError):

@@ -1,7 +1,8 @@
 """`train.py` as one of several processes, or with several devices: a program for the tests.
 
 `DEVICES` in the environment is the number of logical CPUs. With `STOP_AT=n` the process sends
-itself SIGTERM in the midst of its n-th call of an update. Calls make as many updates as they may.
+itself SIGTERM (or the signal `SIGNAL`) in the midst of its n-th call of an update. Calls make as
+many updates as they may.
 """
 
 import os
@@ -24,7 +25,7 @@ def prepare() -> None:
     def counted(self, *args):
         calls.append(args)
         if len(calls) == int(os.environ.get("STOP_AT", 0)):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.Signals[os.environ.get("SIGNAL", "SIGTERM")])
         return call(self, *args)
 
     Update.__call__ = counted

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.conftest import TINY
 from veorl_tf.core import checkpoint
@@ -22,6 +23,7 @@ from veorl_tf.run.replicas import Replicas
 
 PROGRAM = Path(__file__).with_name("distributed.py")
 UPDATES = 3  # of every stage
+RARELY = {"log.every": 3, "log.checkpoint_every": 0}  # so that a call may make several updates
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +108,12 @@ def assert_same_run(logdir: Path, expected: Path) -> None:
 
 def test_two_devices(one, flags, tmp_path):
     """Two stages on two devices, several updates a call; interrupted, then continued on one."""
-    logdir, rarely = tmp_path / "run", {"log.every": 3, "log.checkpoint_every": 0}
-    arguments = flags(logdir, distribute="mirrored", updates_per_call=2, **rarely)
+    logdir = tmp_path / "run"
+    arguments = flags(logdir, distribute="mirrored", updates_per_call=2, **RARELY)
     code, output = finish(start(arguments, DEVICES=2, STOP_AT=5))  # calls of 2 + 1 updates
     assert code == 143, output
     assert "saved at update 2 of stage behavior; the same command continues" in output
-    assert job.train(flags(logdir, **rarely)) == 0
+    assert job.train(flags(logdir, **RARELY)) == 0
     assert_same_run(logdir, one)
 
 
@@ -121,35 +123,53 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def both(arguments: list[str], other: list[str] | None = None, **second) -> list[tuple[int, str]]:
+    """Two processes of one run; the second may have other arguments, and further variables."""
+    hosts = [f"localhost:{free_port()}" for _ in range(2)]
+    config = lambda i: json.dumps(
+        {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
+    )
+    started = [
+        start(arguments, TF_CONFIG=config(0)),
+        start(other or arguments, TF_CONFIG=config(1), **second),
+    ]
+    return [finish(process) for process in started]
+
+
 def test_two_processes(one, flags, tmp_path):
     """A signal to the second process stops both; both continue where they were."""
     logdir = tmp_path / "run"
-    arguments = flags(logdir, distribute="multi_worker")
-
-    def both(**second) -> list[tuple[int, str]]:
-        hosts = [f"localhost:{free_port()}" for _ in range(2)]
-        config = lambda i: json.dumps(
-            {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
-        )
-        started = [
-            start(arguments, TF_CONFIG=config(0)),
-            start(arguments, TF_CONFIG=config(1), **second),
-        ]
-        return [finish(process) for process in started]
-
-    outcomes = both(STOP_AT=UPDATES + 2)
+    arguments = flags(logdir, distribute="multi_worker", updates_per_call=2, **RARELY)
+    outcomes = both(arguments, STOP_AT=3)  # calls of 2 + 1 updates a stage
     assert [code for code, _ in outcomes] == [143, 143], outcomes
     assert all("saved at update 2 of stage model" in output for _, output in outcomes)
-    (code, output), (other, silent) = both()
+    (code, output), (other, silent) = both(arguments)
     assert code == other == 0, (output, silent)
     assert "at update 2 of stage model" in output
     assert "the first process" in silent and "SavedModel" not in silent
     assert_same_run(logdir, one)
-    assert len(read_metrics(logdir / "metrics.jsonl")) == 3 * (UPDATES + 1)
 
 
-def test_one_process_needs_no_strategy():
-    replicas = Replicas()
+@pytest.mark.slow
+def test_a_process_that_is_lost(flags, tmp_path):
+    arguments = flags(tmp_path / "run", distribute="multi_worker")
+    (code, output), (other, _) = both(arguments, STOP_AT=2, SIGNAL="SIGKILL")
+    assert (code, other) == (4, -9), output
+    assert "another process of the run is gone" in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_processes_with_other_flags(flags, tmp_path):
+    arguments = flags(tmp_path / "run", distribute="multi_worker")
+    for code, output in both(arguments, [*arguments, "--seed", "1"]):
+        assert code == 2 and "the configuration differs" in output, output
+        assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("kind", ["none", "mirrored"])
+def test_one_device_needs_no_strategy(kind):
+    replicas = Replicas(kind)
+    assert replicas.strategy is tf.distribute.get_strategy()
     assert replicas.count == 1 and replicas.chief and replicas.rows(5) == slice(0, 5)
     assert replicas.gather([1.0, 2.0]).tolist() == [[1.0, 2.0]]
 
@@ -169,6 +189,7 @@ def test_batches_that_cannot_be_shared():
         "not JSON",
         '{"cluster": {}, "task": {"type": "worker", "index": 0}}',
         '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}',
     ],
 )
 def test_processes_that_are_not_described(text, monkeypatch):
@@ -182,3 +203,9 @@ def test_processes_that_are_not_described(text, monkeypatch):
 def test_programs_of_xla_stay_on_one_device(flags, tmp_path):
     with pytest.raises(UserError, match="--compiler xla"):
         job.train(flags(tmp_path / "run", distribute="mirrored", compiler="xla"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_process_would_take_a_fresh_directory(flags, tmp_path):
+    with pytest.raises(UserError, match="--fresh"):
+        job.train([*flags(tmp_path / "run", distribute="multi_worker"), "--fresh"])

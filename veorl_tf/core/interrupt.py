@@ -23,27 +23,30 @@ class StopRequest:
                     stop.raise_if_requested()
 
     Attributes:
-        requested: whether a signal came.
+        requested: whether a signal came, or `request()` was called.
         signum: which one, or None.
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.asked = False
         self._former: dict[int, object] = {}
 
     @property
     def requested(self) -> bool:
-        return self.signum is not None
+        return self.asked or self.signum is not None
 
     def request(self) -> None:
-        """As if SIGTERM had come: another process of this run was asked to stop."""
-        self.signum = self.signum or signal.SIGTERM
+        """Another process of this run was asked to stop. A first signal that comes here after it
+        is still the first."""
+        self.asked = True
 
     def raise_if_requested(self) -> None:
-        """Raise `Interrupted` (exit code 128 + signal) when a signal came."""
-        if self.signum is not None:
-            raise Interrupted(self.signum)
+        """Raise `Interrupted` (exit code 128 + signal) when this process, or another one, was asked
+        to stop."""
+        if self.requested:
+            raise Interrupted(self.signum or signal.SIGTERM)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,12 +20,23 @@ from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run import datasets
-from veorl_tf.run.directory import RunDirectory, load_config, open_run, provenance, settle
+from veorl_tf.run.directory import (
+    RunDirectory,
+    load_config,
+    open_run,
+    provenance,
+    run_path,
+    settle,
+)
 from veorl_tf.run.simulators import check_task
 
 BLOCKS = Path(__file__).resolve().parents[2] / "configs.yaml"
 RANDOM_EPISODES = 100
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+# What each of several processes may have of its own.
+OWN = re.compile(
+    r"logdir|datadir|target_dataset|source_videos|init_from|env\.workers|data\.prefetch"
+)
 LOWEST = {
     "updates_per_call": 0,
     "env.workers": 1,
@@ -50,17 +63,21 @@ def train(argv: Sequence[str]) -> int:
     from veorl_tf.run.replicas import Replicas
 
     replicas = Replicas(request.config.distribute)
-    with replicas.chief_first():
-        config = settle(request.config, request.names)
-        directory = open_run(config, request.names)
-    check_distribution(config)
-    result = directory.finished()
-    replicas.require_same("whether the run is finished", [result is not None])
-    if result is not None:
-        print(f"{directory.path}: this run is finished. {outcome(result)}")
-        print(where(directory))
-        return 0
-    run(config, directory, replicas=replicas)
+    with replicas.together():
+        with replicas.chief_first():
+            config = settle(request.config, request.names)
+            check_compiler(config)
+            directory = RunDirectory(run_path(config, request.names))
+            if replicas.chief:
+                directory = open_run(config, request.names)
+        replicas.require_same("the configuration", [fingerprint(config)])
+        result = directory.finished()
+        replicas.require_same("whether the run is finished", [result is not None])
+        if result is None:
+            run(config, directory, replicas=replicas)
+            return 0
+    print(f"{directory.path}: this run is finished. {outcome(result)}")
+    print(where(directory))
     return 0
 
 
@@ -93,6 +110,12 @@ def check(config: Config) -> None:
             f"--behavior.actor {config.behavior.actor} does not fit --action.discrete "
             f"{str(config.action.discrete).lower()}"
         )
+    check_compiler(config)
+    if config.fresh and config.distribute == "multi_worker":
+        raise UserError(
+            "--fresh does not fit --distribute multi_worker: each process would take a directory "
+            "of its own; name a new --logdir"
+        )
     if config.env.image_size != 64:
         raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
     check_task(config)
@@ -101,13 +124,19 @@ def check(config: Config) -> None:
         load_config(config.init_from)
 
 
-def check_distribution(config: Config) -> None:
-    """Of the settled configuration: a run that goes on keeps its compiler."""
+def check_compiler(config: Config) -> None:
+    """Of the flags, and of the settled configuration: a run that goes on keeps its compiler."""
     if config.distribute != "none" and config.compiler == "xla":
         raise UserError(
             f"--compiler xla does not fit --distribute {config.distribute}: a program that XLA "
-            f"compiles stays on one device"
+            f"compiles stays on one device, and so does a run that was begun with it"
         )
+
+
+def fingerprint(config: Config) -> int:
+    """Of what several processes must have in common: all but what each has of its own."""
+    common = {key: str(value) for key, value in config.flat.items() if not OWN.fullmatch(key)}
+    return zlib.crc32(json.dumps(common, sort_keys=True).encode())
 
 
 def run(config: Config, directory: RunDirectory, strict: bool = False, replicas=None) -> dict:
@@ -119,7 +148,7 @@ def run(config: Config, directory: RunDirectory, strict: bool = False, replicas=
 
     replicas = replicas or Replicas()
     print(f"run directory: {directory.path}", flush=True)
-    with replicas.scope(), replicas.together():
+    with replicas.scope():
         training = OfflineTraining(config, directory, strict, replicas)
         try:
             training.run()

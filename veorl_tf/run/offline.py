@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -54,7 +55,7 @@ class OfflineTraining:
     ):
         self.config, self.directory = config, directory
         self.replicas = replicas or Replicas()
-        self.share = self.replicas.rows(config.data.batch)
+        self.rows = self.replicas.rows(config.data.batch)
         self.stores: dict[str, FrameStore] = {"target": self.open_store("target")}
         self.agent = make_agent(config, action_space(config, self.stores["target"]))
         self.stages = self.agent.stages()
@@ -66,7 +67,7 @@ class OfflineTraining:
         self.owes_evaluation = False  # one that a signal cut short
         self.started = time.monotonic()
         self.restore()
-        self.replicas.require_same("position (stage, update)", [self.stage, self.update])
+        self.require_same_start()
         self.logger, self.evaluator = Silence(), None
         if self.replicas.chief:
             self.logger = Logger(directory.path, resume_step=self.step, strict=strict)
@@ -77,6 +78,18 @@ class OfflineTraining:
     def open_store(self, dataset: str) -> FrameStore:
         with self.replicas.chief_first():
             return datasets.open_store(self.config, dataset)
+
+    def require_same_start(self) -> None:
+        """Several processes must begin with the same position, data and weights."""
+        if self.replicas.processes == 1:
+            return
+        digest = lambda arrays: zlib.crc32(b"".join(a.tobytes() for a in arrays))
+        require = self.replicas.require_same
+        require("position (stage, update)", [self.stage, self.update])
+        for name, store in self.stores.items():
+            require(f"the {name} data", [len(store), digest([store.episodes.lengths])])
+        variables = {**self.agent.weights(), **self.stages[self.stage].state}
+        require("the weights", [digest(v.numpy() for v in variables.values())])
 
     def clock(self) -> float:
         """Seconds of this run so far, earlier starts included."""
@@ -185,7 +198,7 @@ class OfflineTraining:
                 pace.most,
                 lambda index: min(index + pace.now, self.next_due(stage, index)),
                 gather=not resident,
-                share=self.share,
+                share=self.rows,
             ) as batches,
             progress(budget, self.update, stage.name, "updates") as bar,
         ):
@@ -215,9 +228,10 @@ class OfflineTraining:
                     self.report(stage, columns)
                 if stage.evaluates and self.due(log.eval_every) and self.update < budget:
                     self.evaluate(stop, bar)
-                if self.replicas.agree(stop) or self.due(log.checkpoint_every):
+                leave = self.replicas.agree(stop)
+                if leave or self.due(log.checkpoint_every):
                     self.save(checkpoint.update_name(self.stage, self.update))
-                if stop.requested:
+                if leave:
                     bar.note(
                         f"saved at update {self.update} of stage {stage.name}; the same "
                         f"command continues"
@@ -263,7 +277,7 @@ class OfflineTraining:
         count = 4
         for i in range(count):
             batch = self.replicas.tensors(
-                draw_batch(held_out, self.config.seed, f"{stage.name}/validation", i, self.share)
+                draw_batch(held_out, self.config.seed, f"{stage.name}/validation", i, self.rows)
             )
             for key, value in update.evaluate(batch, i).items():
                 sums[key] = sums.get(key, 0.0) + float(value) / count

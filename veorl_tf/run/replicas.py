@@ -15,18 +15,18 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-from veorl_tf.core.errors import MachineError, UserError
+from veorl_tf.core.errors import Interrupted, MachineError, UserError
 from veorl_tf.core.interrupt import StopRequest
-
-KINDS = ("none", "mirrored", "multi_worker")
 
 
 class Replicas:
     """A `tf.distribute` strategy by name, and what a loop needs of it.
 
     Everything that a run creates belongs inside `with replicas.scope():`. With `multi_worker` every
-    process must make its object before TensorFlow's first operation, and call `gather`, `agree` and
-    `chief_first` in the same order.
+    process must make its object before TensorFlow's first operation, and afterwards create the same
+    variables and make the same calls of updates, `gather`, `agree`, `require_same` and
+    `chief_first` in the same order: what the chief does alone creates no variables and asks nothing
+    of the others. All processes have equally many devices.
 
     Attributes:
         count: replicas, over all processes.
@@ -45,6 +45,8 @@ class Replicas:
             self.processes, self.chief = _cluster()
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self.count = self.strategy.num_replicas_in_sync
+        if self.count == 1:  # nothing to share: plain variables
+            self.strategy = tf.distribute.get_strategy()
         local = self.strategy.experimental_distribute_values_from_function(
             lambda context: tf.constant(context.replica_id_in_sync_group)
         )
@@ -78,9 +80,10 @@ class Replicas:
 
         def own(context):
             part = self._ids.index(context.replica_id_in_sync_group)
-            return tf.nest.map_structure(
-                lambda x: tf.constant(np.split(x, parts, axis)[part]), batches
-            )
+            with tf.device(self.strategy.extended.worker_devices[part]):
+                return tf.nest.map_structure(
+                    lambda x: tf.constant(np.split(x, parts, axis)[part]), batches
+                )
 
         return self.strategy.experimental_distribute_values_from_function(own)
 
@@ -102,10 +105,13 @@ class Replicas:
         return self.strategy.experimental_local_results(self.strategy.run(add, (value,)))[0]
 
     def agree(self, stop: StopRequest) -> bool:
-        """Whether any process was asked to stop; then all of them are."""
-        if self.gather([float(stop.requested)]).any():
+        """Whether any process had been asked to stop when this was called; then all of them are.
+        The answer is the same in all, so it decides, and not `stop.requested`, which may be later.
+        """
+        leave = bool(self.gather([float(stop.requested)]).any())
+        if leave:
             stop.request()
-        return stop.requested
+        return leave
 
     def require_same(self, what: str, numbers: Sequence[float]) -> None:
         """Raises UserError in every process when their `numbers` differ."""
@@ -137,17 +143,20 @@ class Replicas:
     def chief_first(self) -> Iterator[None]:
         """The chief runs the block, then the others do, who find what it made.
 
-        Raises MachineError in the others when the chief's block failed.
+        Raises in the others, when the chief's block failed, Interrupted or MachineError.
         """
         if not self.chief:
-            if self.gather([0.0]).any():
+            failure = int(self.gather([0.0]).sum())
+            if failure > 0:
+                raise Interrupted(failure)
+            if failure:
                 raise MachineError("the first process of the run stopped; its output says why")
             yield
             return
         try:
             yield
-        except BaseException:
-            self.gather([1.0])
+        except BaseException as error:
+            self.gather([float(getattr(error, "signum", -1))])
             raise
         self.gather([0.0])
 
@@ -159,12 +168,13 @@ def _cluster() -> tuple[int, bool]:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
         chiefs, workers = cluster.get("chief", []), cluster.get("worker", [])
-        known = {"chief": chiefs, "worker": workers}[task["type"]]
-        known[int(task["index"])]
+        index = int(task["index"])
+        if not 0 <= index < len({"chief": chiefs, "worker": workers}[task["type"]]):
+            raise IndexError(index)
     except (ValueError, KeyError, IndexError, TypeError):
         raise UserError(
             f"--distribute multi_worker: the environment's TF_CONFIG is {text!r}; set it to "
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": i}}'
         ) from None
-    first = task["type"] == "chief" or (not chiefs and task["index"] == 0)
+    first = task["type"] == "chief" or (not chiefs and index == 0)
     return len(chiefs) + len(workers), first
