@@ -15,7 +15,8 @@ import importlib.util
 import pathlib
 from typing import TYPE_CHECKING
 
-from envs.errors import BadOption, MissingDependency, UnknownTask
+from envs.errors import MissingDependency, UnknownTask
+from envs.options import Options
 
 if TYPE_CHECKING:
     import gymnasium
@@ -37,26 +38,6 @@ COWORLD_TASKS = (  # the six of CoWorld's Meta-World table
     "metaworld_button_press_topdown",
 )
 FETCH_TASKS = ("fetch_reach", "fetch_push", "fetch_slide", "fetch_pick_and_place")
-
-METAWORLD_CAMERAS = (
-    "corner",
-    "corner2",
-    "corner3",
-    "corner4",
-    "topview",
-    "behindGripper",
-    "gripperPOV",
-)
-FETCH_CAMERAS = (  # three of the model, then four of our own (envs/fetch.py)
-    "external_camera_0",
-    "head_camera_rgb",
-    "gripper_camera_rgb",
-    "front",
-    "left",
-    "right",
-    "top",
-)
-MAX_STEPS = 500  # Meta-World refuses to step further
 
 
 @functools.cache
@@ -81,18 +62,7 @@ def TASKS() -> tuple[str, ...]:
     return (*metaworld, *FETCH_TASKS)
 
 
-def check(
-    task: str,
-    *,
-    image_size: int = 64,
-    camera: str = "corner",
-    action_repeat: int = 1,
-    time_limit: int = 500,
-    render_quality: str = "fast",
-    view: str = "rows",
-    seed: int = 0,
-    render: bool = True,
-) -> None:
+def check(task: str, **options) -> None:
     """Checks the arguments of `make` without loading a simulator; raises UnknownTask, BadOption."""
     if task not in TASKS():
         close = difflib.get_close_matches(str(task), TASKS(), n=3, cutoff=0.4)
@@ -100,72 +70,25 @@ def check(
         raise UnknownTask(
             f"unknown task {task!r}: {hint}?" if close else f"unknown task {task!r}: {hint}"
         )
-    cameras = METAWORLD_CAMERAS if task.startswith("metaworld_") else FETCH_CAMERAS + ("corner",)
-    _one_of("camera", camera, cameras)
-    _one_of("render_quality", render_quality, ("fast", "full"))
-    _one_of("view", view, ("rows", "true"))
-    _in_range("image_size", image_size, 8, 1024)
-    _in_range("time_limit", time_limit, 1, MAX_STEPS)
-    _in_range("action_repeat", action_repeat, 1, MAX_STEPS)
+    Options(**options).check(task)
 
 
-def make(
-    task: str,
-    *,
-    image_size: int = 64,
-    camera: str = "corner",
-    action_repeat: int = 1,
-    time_limit: int = 500,
-    render_quality: str = "fast",
-    view: str = "rows",
-    seed: int = 0,
-    render: bool = True,
-) -> gymnasium.Env:
+def make(task: str, **options) -> gymnasium.Env:
     """Builds one simulator.
 
-    Args:
-      task: a name of `TASKS()`, e.g. 'metaworld_handle_press' or 'fetch_push'.
-      image_size: S of the observation {'image': uint8 [S, S, 3]}.
-      camera: one of METAWORLD_CAMERAS or FETCH_CAMERAS ('corner' means 'front' for Fetch).
-      action_repeat: simulator steps per decision; rewards are summed, success is their maximum.
-      time_limit: simulator steps (at most 500) after which the episode is truncated.
-      render_quality: 'fast' (no shadows, reflections, multisampling) or 'full' (MuJoCo's
-        defaults, ten times slower). Data, training and evaluation must agree on it.
-      view: 'rows' (the original datasets' mirrored picture) or 'true' (not mirrored).
-      seed: of the generator that `reset()` without a seed draws from.
-      render: False gives all-zero images, for fast evaluation of policies that do not look.
-
-    Raises UnknownTask, BadOption, MissingDependency, RenderingError.
+    `task` is a name of `TASKS()`, e.g. 'metaworld_handle_press' or 'fetch_push', `options` are
+    those of `Options`. Raises UnknownTask, BadOption, MissingDependency, RenderingError.
     """
-    options = dict(
-        image_size=image_size,
-        camera=camera,
-        action_repeat=action_repeat,
-        time_limit=time_limit,
-        render_quality=render_quality,
-        view=view,
-        seed=seed,
-        render=render,
-    )
     check(task, **options)
     from envs import rendering
 
-    if render:
+    chosen = Options(**options)
+    if chosen.render:
         rendering.prepare()
     if task.startswith("metaworld_"):
         from envs.metaworld import MetaWorld
 
-        return MetaWorld(task.removeprefix("metaworld_"), **options)
+        return MetaWorld(task.removeprefix("metaworld_"), chosen)
     from envs.fetch import Fetch
 
-    return Fetch(task.removeprefix("fetch_"), **options)
-
-
-def _one_of(key: str, value: str, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise BadOption(f"{key} is {value!r}, but must be one of {', '.join(valid)}")
-
-
-def _in_range(key: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadOption(f"{key} is {value!r}, but must be a whole number from {low} to {high}")
+    return Fetch(task.removeprefix("fetch_"), chosen)

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 
 from envs.camera import Camera
+from envs.options import Options
 
 
 class PixelEnv(gymnasium.Env):
@@ -16,30 +17,26 @@ class PixelEnv(gymnasium.Env):
     simulator steps are done (the last decision is shorter when the repeat does not divide it).
 
     A subclass implements `_restart(seed)`, `_advance(action) -> (reward, success)` for one
-    simulator step, and perhaps `_before_picture`. Arguments as in `envs.make`; `camera` is a
-    `Camera`, or None for images of zeros.
+    simulator step, and perhaps `_before_picture`. `simulator` has MuJoCo's `model` and `data`;
+    `camera` and `turn` are what `Camera` calls so.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        action_repeat: int,
-        time_limit: int,
-        seed: int,
-        camera: Camera | None,
-    ):
+    def __init__(self, options: Options, simulator, camera: str | dict, turn: str):
+        size = options.image_size
         self.observation_space = gymnasium.spaces.Dict(
-            image=gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+            image=gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self._size, self._repeat, self._limit = image_size, action_repeat, time_limit
-        self._camera = camera
-        self._seeds = np.random.Generator(np.random.Philox(seed))
-        self._done = time_limit  # no step before the first reset
+        self._size, self._repeat, self._limit = size, options.action_repeat, options.time_limit
+        self._camera = None  # images of zeros
+        if options.render:
+            model, data = simulator.model, simulator.data
+            self._camera = Camera(model, data, size, camera, options.render_quality, turn)
+        self._seeds = np.random.Generator(np.random.Philox(options.seed))
+        self._done = self._limit  # no step before the first reset
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Begins an episode drawn from `seed` (without one: from the environment's generator)."""

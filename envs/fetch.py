@@ -12,8 +12,8 @@ import io
 import numpy as np
 
 from envs.base import PixelEnv
-from envs.camera import Camera
 from envs.errors import MissingDependency
+from envs.options import Options
 
 KINDS = ("reach", "push", "slide", "pick_and_place")
 BEHAVIOURS = ("scripted", "random")
@@ -32,45 +32,15 @@ class Fetch(PixelEnv):
     """One world. The action moves the gripper by (x, y, z) * 5 cm and drives the fingers.
 
     The reward of a simulator step (1/25 s) is 0 at the goal and -1 elsewhere; success means at the
-    goal. Arguments as in `envs.make`, `name` one of KINDS. `view` changes nothing: these cameras
-    are upright and not mirrored.
+    goal. `name` is one of KINDS. `view` changes nothing: these cameras are upright and not
+    mirrored.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        image_size: int,
-        camera: str,
-        action_repeat: int,
-        time_limit: int,
-        render_quality: str,
-        view: str,
-        seed: int,
-        render: bool,
-    ):
+    def __init__(self, name: str, options: Options):
         self._sim = _simulator(name)
-        camera = "front" if camera == "corner" else camera
-        eye = (
-            Camera(
-                self._sim.model,
-                self._sim.data,
-                image_size,
-                FREE_CAMERAS.get(camera, camera),
-                render_quality,
-                "none",
-            )
-            if render
-            else None
-        )
         self._mark = self._sim.model.site("target0").id
-        super().__init__(
-            image_size=image_size,
-            action_repeat=action_repeat,
-            time_limit=time_limit,
-            seed=seed,
-            camera=eye,
-        )
+        camera = "front" if options.camera == "corner" else options.camera
+        super().__init__(options, self._sim, FREE_CAMERAS.get(camera, camera), "none")
 
     def state(self) -> np.ndarray:
         """float64 [9]: gripper, object (in `reach` the gripper again) and goal, in metres."""
@@ -122,7 +92,7 @@ def source_clip(
 
     Args:
       kind: one of KINDS.
-      camera: one of CLIP_CAMERAS, or any other of `envs.FETCH_CAMERAS`.
+      camera: one of CLIP_CAMERAS, or any other of `envs.options.FETCH_CAMERAS`.
       behaviour: "scripted" works towards goals, a new one as soon as one is reached;
         "random" drifts about.
       seed: of the world, the goals and the noise: the same arguments give the same bytes.

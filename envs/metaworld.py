@@ -10,44 +10,24 @@ from __future__ import annotations
 import numpy as np
 
 from envs.base import PixelEnv
-from envs.camera import Camera
 from envs.errors import MissingDependency
+from envs.options import Options
 
 
 class MetaWorld(PixelEnv):
     """One task; the rest as `PixelEnv` says.
 
     The action moves the gripper by (x, y, z) * 1 cm per simulator step and closes the fingers.
-    A reset draws a goal from the seed. Arguments as in `envs.make`, `name` without its prefix:
-    "door_close".
+    A reset draws a goal from the seed. `name` is the task without its prefix: "door_close".
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        image_size: int,
-        camera: str,
-        action_repeat: int,
-        time_limit: int,
-        render_quality: str,
-        view: str,
-        seed: int,
-        render: bool,
-    ):
+    def __init__(self, name: str, options: Options):
         self.name = name
         self._sim = _simulator(name)
         # The corner cameras hang upside down in the model; the others are upright as they are.
-        turn = {"rows": "rows", "true": "half"}[view] if camera.startswith("corner") else "none"
-        model, data = self._sim.model, self._sim.data
-        eye = Camera(model, data, image_size, camera, render_quality, turn) if render else None
-        super().__init__(
-            image_size=image_size,
-            action_repeat=action_repeat,
-            time_limit=time_limit,
-            seed=seed,
-            camera=eye,
-        )
+        corner = options.camera.startswith("corner")
+        turn = {"rows": "rows", "true": "half"}[options.view] if corner else "none"
+        super().__init__(options, self._sim, options.camera, turn)
 
     def state(self) -> np.ndarray:
         """float64 [39]: gripper, object poses of this and the last step, goal (metres).

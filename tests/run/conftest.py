@@ -31,6 +31,26 @@ def refused(capfd) -> Callable[..., str]:
     return call
 
 
+@pytest.fixture(scope="module")
+def random_data(tmp_path_factory) -> dict[str, Path]:
+    """Ten episodes of random numbers, and clips of which only the images count: the keys of a
+    configuration that name them."""
+    from veorl_tf.data.episodes import save_episode
+    from veorl_tf.data.synthetic import random_episode
+
+    root = tmp_path_factory.mktemp("random")
+    for i in range(10):
+        save_episode(root / "target", random_episode(12, seed=i))
+        save_episode(root / "source", {"image": random_episode(9, seed=100 + i)["image"]})
+    return {
+        "task": "none",
+        "target_dataset": str(root / "target"),
+        "source_videos": str(root / "source"),
+        "datadir": str(root),
+        "data.validation": 0.2,
+    }
+
+
 @pytest.fixture(scope="session")
 def datadir(tmp_path_factory) -> Path:
     """Where the runs of `trained` keep their data; the first of them makes it."""

@@ -15,8 +15,6 @@ from tests.conftest import TINY
 from veorl_tf.core import checkpoint
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.metrics import read_metrics
-from veorl_tf.data.episodes import save_episode
-from veorl_tf.data.synthetic import random_episode
 from veorl_tf.run import job
 from veorl_tf.run.directory import load_weights
 from veorl_tf.run.replicas import Replicas
@@ -27,19 +25,12 @@ RARELY = {"log.every": 3, "log.checkpoint_every": 0}  # so that a call may make 
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory):
+def flags(random_data):
     """`flags(logdir)`: a tiny run of VeoRL on random data, everything logged."""
-    root = tmp_path_factory.mktemp("random")
-    for i in range(10):
-        save_episode(root / "target", random_episode(12, seed=i))
-        save_episode(root / "source", {"image": random_episode(9, seed=100 + i)["image"]})
-    values = TINY | {
-        "task": "none",
-        "target_dataset": root / "target",
-        "source_videos": root / "source",
-        "datadir": root,
+    values = {
+        **TINY,
+        **random_data,
         "data.batch": 4,
-        "data.validation": 0.2,
         "stages.(abstraction|model|behavior).updates": UPDATES,
         "log.every": 1,
         "log.validation_every": 3,

@@ -20,24 +20,9 @@ NAMES = ("veorl", "debug")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Ten episodes of random numbers, and clips of which only the images count."""
-    root = tmp_path_factory.mktemp("random")
-    for i in range(10):
-        save_episode(root / "target", random_episode(12, seed=i))
-        save_episode(root / "source", {"image": random_episode(9, seed=100 + i)["image"]})
-    return root
-
-
-@pytest.fixture(scope="module")
-def configured(data, tiny_config):
+def configured(random_data, tiny_config):
     """`configured(logdir)`: five updates a stage, everything logged, no simulator."""
-    base = {
-        "task": "none",
-        "target_dataset": str(data / "target"),
-        "source_videos": str(data / "source"),
-        "datadir": str(data),
-        "data.validation": 0.2,
+    base = random_data | {
         "stages.(abstraction|model|behavior).updates": 5,
         "log.every": 1,
         "log.validation_every": 2,
