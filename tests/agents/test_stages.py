@@ -61,13 +61,21 @@ def minedojo(tiny_config, make_agent, random_batches, snapshot, eager):
 
 
 @pytest.fixture(scope="module")
+def carla(tiny_config, make_agent, random_batches, snapshot, eager):
+    """Two continuous actions."""
+    config = tiny_config("carla veorl", {"model.lr": 3e-3})
+    with eager():
+        return train(make_agent(config), config, random_batches, snapshot)
+
+
+@pytest.fixture(scope="module")
 def dreamer(tiny_config, make_agent, random_batches, snapshot, eager):
     config = tiny_config("minedojo dreamerv2", {"model.lr": 3e-3})
     with eager():
         return train(make_agent(config), config, random_batches, snapshot)
 
 
-@pytest.fixture(params=["veorl", "minedojo", "dreamer"])
+@pytest.fixture(params=["veorl", "minedojo", "carla", "dreamer"])
 def records(request):
     return request.getfixturevalue(request.param)
 
@@ -207,8 +215,7 @@ def twins(config, make_agent, random_batches, snapshot, eager):
 
 
 def test_fresh_agents_with_the_same_seed_give_the_same_losses_bitwise(twins):
-    """Operation after operation. (A compiled graph may differ in last bits: TensorFlow's AddN adds
-    in the order in which its inputs' buffers come free.)"""
+    """Operation after operation; `tests/run/test_resume.py` shows it of compiled graphs."""
     left, right = twins
     for name, record in left.items():
         for index, metrics in enumerate(record.metrics):

@@ -1,4 +1,5 @@
-"""Behaviour jumps (invariants 8 to 11 of VeoRL's spec)."""
+"""Behaviour jumps (invariants 8 to 10 of VeoRL's spec; 11, of a compiled compaction, does not
+apply: windows are compacted before they reach a graph)."""
 
 import numpy as np
 import pytest

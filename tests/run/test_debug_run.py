@@ -101,6 +101,7 @@ def test_lines_come_when_they_are_due(agent, trained):
         assert due("loss/total") == [2, 4, 6]
         assert due("validation/loss/total") == [4, 6]
         assert due("evaluation/return") == ([5] if stage == "behavior" else [])
+        assert due("evaluation/final_return") == ([6] if stage == "behavior" else [])
 
 
 @agents
@@ -225,7 +226,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
         (line["step"], "evaluation/return" in line)
         for line in read_metrics(tmp_path / "run" / "metrics.jsonl")
     ]
-    assert steps == [(1, False), (2, False), (2, True), (3, False)]
+    assert steps == [(1, False), (2, False), (2, True), (3, False), (3, False)]  # the final one
     assert result["policy"]["episodes"] == 1 and result["random"]["episodes"] == 5
 
 

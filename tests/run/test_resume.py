@@ -176,6 +176,7 @@ def test_init_from(undisturbed, configured, tmp_path, stop_at):
     [
         ({"data.length": 12}, "13 are needed"),
         ({"data.source_length": 9}, "10 are needed"),
+        ({"data.long_length": 12}, "13 are needed"),  # of the second stage: found before the first
     ],
 )
 def test_episodes_too_short(configured, tmp_path, change, words):
@@ -210,6 +211,6 @@ def test_actions_come_from_the_data(configured, tmp_path, stop_at):
     # A checkpoint knows its actions: no data is needed to load the agent.
     from veorl_tf.run.commands import load_agent
 
-    agent, _ = load_agent(tmp_path / "run", config)
+    agent, _, _ = load_agent(tmp_path / "run", config)
     assert agent.action_space.size == 7
     assert np.array_equal(agent.weights()["actor/out/bias"].numpy(), arrays["actor/out/bias"])

@@ -70,13 +70,12 @@ def test_render_lines():
     lines = text.splitlines()
     assert len(lines) == 2 + (2 + 3) + (2 + 1)
     assert {line.count("|") for line in lines} == {10}
-    assert lines[2] == "| metaworld_door_close | random | | 0.01 (1/100) | 100 | | | | |"
-    assert lines[3] == "| metaworld_door_close | dataset | | 0.66 (66/100) | 100 | | | | |"
+    source = "`abc123` | 2 cores of X, Linux, 2026-01-02 |"
+    task = "| metaworld_door_close |"
+    assert lines[2] == f"{task} random | | 0.01 (1/100) | 100 | | | {source}"
+    assert lines[3] == f"{task} dataset | | 0.66 (66/100) | 100 | | | {source}"
     p = hypergeometric(19, 20, 1, 100)
-    assert lines[5] == (
-        f"| metaworld_door_close | veorl | 0 | 0.95 (19/20) | 100 ± 9 | {p:.1e} | "
-        f"21 min | `abc123` | 2 cores of X, Linux, 2026-01-02 |"
-    )
+    assert lines[5] == (f"{task} veorl | 0 | 0.95 (19/20) | 100 ± 9 | {p:.1e} | 21 min | {source}")
     assert lines[7].startswith("| metaworld_reach | random ")
 
 

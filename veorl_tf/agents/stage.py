@@ -184,6 +184,8 @@ class Update:
             finite, applied = group.apply(own, stage.loss_scale.scale)
             all_finite &= finite
             metrics.update({f"{name}/{k}": v for k, v in applied.items()})
+        if stage.loss_scale.active:
+            metrics["loss_scale"] = tf.identity(stage.loss_scale.scale)
         stage.loss_scale.adapt(all_finite)
         return {**_named(terms), **metrics, "loss/total": total}
 

@@ -96,6 +96,7 @@ METRICS: dict[str, Metric] = {
     "evaluation/success_error": Metric("share", "Standard error of that share."),
     "evaluation/length": Metric("decisions", "Mean length of the evaluation episodes."),
     "evaluation/episodes": Metric("episodes", "Number of evaluation episodes."),
+    "evaluation/final_*": Metric("1", "The same quantity of the evaluation that ends the run."),
 }
 
 

@@ -53,14 +53,8 @@ class WindowSampler:
             raise UserError(
                 f"windows of {length} frames in batches of {batch}: both must be at least 1"
             )
-        eligible = np.flatnonzero(episodes.lengths > length)
-        if not len(eligible):
-            longest = int(episodes.lengths.max()) if len(episodes) else 0
-            raise UserError(
-                f"{store.source}: no episode is long enough for windows of {length} frames: "
-                f"the longest of {len(episodes)} has {longest} frames, {length + 1} are needed"
-            )
-        self.episodes = episodes[eligible]
+        require_length(store, episodes, length)
+        self.episodes = episodes[np.flatnonzero(episodes.lengths > length)]
         self.length, self.batch, self.oversample_ends = length, batch, oversample_ends
         known = {**store.arrays, **(columns or {})}
         self.arrays = {key: known[key] for key in (store.arrays if keys is None else keys)}
@@ -107,6 +101,16 @@ class WindowSampler:
     def sample(self, generator: np.random.Generator) -> dict[str, np.ndarray]:
         """`gather` of a `draw`."""
         return self.gather(self.draw(generator))
+
+
+def require_length(store: FrameStore, episodes: Episodes, length: int) -> None:
+    """Raises UserError when no episode has more than `length` frames."""
+    if not np.any(episodes.lengths > length):
+        longest = int(episodes.lengths.max()) if len(episodes) else 0
+        raise UserError(
+            f"{store.source}: no episode is long enough for windows of {length} frames: "
+            f"the longest of {len(episodes)} has {longest} frames, {length + 1} are needed"
+        )
 
 
 class Batches:

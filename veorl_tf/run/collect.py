@@ -30,7 +30,7 @@ LAST_SEED = 999  # beyond lie the goal seeds of evaluations
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a dataset is made of: everything that its bytes depend on.
+    """What a dataset is made of: everything that its bytes depend on, but for the code itself.
 
     `kind` is `target` (episodes with actions and rewards) or `source` (images alone), `function`
     what runs in a worker for each entry of `jobs` (its keyword arguments), `details` what the
@@ -205,17 +205,18 @@ def _check_disk(recipe: Recipe, directory: Path, count: int) -> None:
         frames = job["time_limit"] // job["action_repeat"] + 1
     else:
         frames = job["length"]
-    need = count * frames * job.get("image_size", 64) ** 2 * 3 // 3  # zip leaves about a third
+    store = count * frames * job.get("image_size", 64) ** 2 * 3  # the frame store, built next
+    need = store + store // 3  # zip leaves about a third
     seconds = count * frames * 0.02 / 2
     print(
         f"making {count} episodes of {recipe.name} in {directory}: about {need / 1e6:.0f} MB "
         f"and {duration(max(10, seconds))}",
         flush=True,
     )
-    if free_bytes(directory) < 2 * need:
+    if free_bytes(directory) < need:
         raise MachineError(
             f"{directory}: {free_bytes(directory) / 1e6:.0f} MB free, about "
-            f"{2 * need / 1e6:.0f} MB needed; choose another --datadir"
+            f"{need / 1e6:.0f} MB needed; choose another --datadir"
         )
 
 

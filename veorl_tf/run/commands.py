@@ -13,7 +13,7 @@ from veorl_tf.core.flags import parse_options
 from veorl_tf.core.media import write_mp4, write_png
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run import datasets
-from veorl_tf.run.directory import RunDirectory, load_config, load_weights, provenance
+from veorl_tf.run.directory import load_config, load_weights, provenance
 from veorl_tf.run.job import BLOCKS
 from veorl_tf.run.simulators import check_task, env_options
 
@@ -72,7 +72,7 @@ def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
     blind = options.policy == "random" and options.videos == 0
     spec = {"task": config.task, **env_options(config), "render": not blind}
     if options.policy == "agent":
-        agent, name = load_agent(logdir, config, options.checkpoint)
+        agent, name, _ = load_agent(logdir, config, options.checkpoint)
         policy = agent_policy(agent, options.seed, options.workers)
     else:
         name = "random"
@@ -100,7 +100,7 @@ def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
 
 
 def load_agent(logdir: Path, config: Config, name: str = ""):
-    """An agent with a checkpoint's weights, and the checkpoint's name."""
+    """An agent with a checkpoint's weights, and the checkpoint's name and manifest."""
     load_tensorflow()
     from veorl_tf.agents.agent import ActionSpace
     from veorl_tf.agents.registry import make_agent
@@ -109,7 +109,7 @@ def load_agent(logdir: Path, config: Config, name: str = ""):
     arrays, manifest, name = load_weights(logdir, name)
     agent = make_agent(config, ActionSpace(**manifest["action"]))
     assign(agent.weights(), arrays, name)
-    return agent, name
+    return agent, name, manifest
 
 
 def export(argv: Sequence[str]) -> int:
@@ -128,11 +128,8 @@ def export(argv: Sequence[str]) -> int:
     config = load_config(logdir)
     if out.exists():
         raise UserError(f"{out} exists; name a new folder")
-    agent, name = load_agent(logdir, config, options.checkpoint)
-    earlier = RunDirectory(logdir).policy / exporting.METADATA
-    known = json.loads(earlier.read_text()) if earlier.exists() else {"action": {}}
-    bounds = known["action"].get("data_bounds")
-    exporting.export(agent, config, out, bounds)
+    agent, name, manifest = load_agent(logdir, config, options.checkpoint)
+    exporting.export(agent, config, out, manifest.get("bounds"))
     print(f"{out}: policy of {name}; signatures initial_state and act, see {exporting.METADATA}")
     return 0
 

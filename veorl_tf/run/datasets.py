@@ -26,6 +26,8 @@ def check_given(config: Config) -> None:
     for key in GIVEN.values():
         if config[key] and not Path(config[key]).expanduser().is_dir():
             raise UserError(f"--{key} {config[key]}: no such folder")
+    if config.task.startswith("fetch_") and not config.target_dataset:
+        raise UserError(f"--task {config.task} needs --target_dataset: no expert acts in it")
     if config.task == "none" and not config.target_dataset:
         raise UserError("--task none needs --target_dataset: there is no simulator to collect from")
 

@@ -21,6 +21,8 @@ from veorl_tf.core.files import atomic_write
 HARMLESS = re.compile(
     r"logdir|datadir|fresh|log\..*|env\.workers|data\.prefetch|updates_per_call|distribute"
 )
+# What `make table` itself changes, and other prose, makes no other revision.
+NOT_CODE = (":!README.md", ":!docs", ":!results", ":!benchmarks/results")
 PACKAGES = (
     "tensorflow",
     "keras",
@@ -163,7 +165,11 @@ def revision() -> str:
     ).stdout.strip()
     try:
         head = git("rev-parse", "--short=12", "HEAD")
-        return head + ("+" if head and git("status", "--porcelain", "--untracked-files=no") else "")
+        return head + (
+            "+"
+            if head and git("status", "--porcelain", "--untracked-files=no", "--", ".", *NOT_CODE)
+            else ""
+        )
     except FileNotFoundError:
         return ""
 

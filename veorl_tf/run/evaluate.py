@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from veorl_tf.core import seeds
-from veorl_tf.core.errors import MachineError
+from veorl_tf.core.errors import MachineError, warn
 from veorl_tf.core.progress import progress
 from veorl_tf.run.simulators import simulator_errors
 
@@ -101,7 +101,10 @@ class Evaluator:
                     else:
                         finished[index] = episode
                         bar.update()
-        return _scores([finished[i] for i in range(episodes)], sum(failures.values()))
+        replaced = sum(failures.values())
+        if replaced:
+            warn(f"{replaced} simulators failed during the evaluation and were replaced")
+        return _scores([finished[i] for i in range(episodes)], replaced)
 
     def _round(self, policy, todo, videos, step, stop):
         """One episode on each worker, in lockstep, so that noise does not depend on timing."""

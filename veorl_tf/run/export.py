@@ -63,7 +63,7 @@ def export(agent, config: Config, out: Path, bounds: dict | None = None) -> Path
     """Writes the SavedModel of `agent`'s policy to the new folder `out`.
 
     `policy.json` beside the model says what it expects: image size, camera and orientation,
-    action bounds of the data, decisions per second's worth of simulator steps.
+    action bounds of the data, simulator steps per decision.
     """
     if out.exists():
         raise UserError(f"{out} exists; name a new folder")
@@ -76,8 +76,9 @@ def export(agent, config: Config, out: Path, bounds: dict | None = None) -> Path
 
 
 def describe(agent, config: Config, bounds: dict | None) -> dict:
-    """What somebody needs to know to feed the policy."""
-    env = config.env
+    """What somebody needs to know to feed the policy; how frames of foreign data were taken
+    (`--task none`) is not known here."""
+    env, foreign = config.env, config.task == "none"
     return {
         "agent": config.agent,
         "task": config.task,
@@ -86,9 +87,7 @@ def describe(agent, config: Config, bounds: dict | None) -> dict:
             "shape": [64, 64, 3],
             "dtype": "uint8",
             "order": "RGB, top row first",
-            "camera": env.camera,
-            "view": env.view,
-            "render_quality": env.render_quality,
+            **{key: None if foreign else env[key] for key in ("camera", "view", "render_quality")},
         },
         "action": {
             "size": agent.action_space.size,
@@ -96,7 +95,7 @@ def describe(agent, config: Config, bounds: dict | None) -> dict:
             "range": [-1.0, 1.0],
             "data_bounds": bounds,
         },
-        "action_repeat": env.action_repeat,
+        "action_repeat": None if foreign else env.action_repeat,
         "state": {k: [int(n) for n in v.shape[1:]] for k, v in agent.initial(1).items()},
         "signatures": ["initial_state", "act"],
     }

@@ -45,6 +45,16 @@ LOWEST = {
     "data.long_length": 3,
     "data.source_length": 3,
     "behavior.horizon": 3,
+    "v2.deter": 1,
+    "v2.hidden": 1,
+    "v2.stoch": 1,
+    "v2.classes": 1,
+    "v2.depth": 1,
+    "v2.units": 1,
+    "veorl.codes": 1,
+    "veorl.code_size": 1,
+    "veorl.ban_units": 1,
+    "veorl.bucket": 0,
     "behavior.slow_every": 1,
     "stages.abstraction.updates": 0,
     "stages.model.updates": 0,
@@ -105,6 +115,8 @@ def check(config: Config) -> None:
     for key, lowest in LOWEST.items():
         if flat[key] < lowest:
             raise UserError(f"--{key} {flat[key]}: at least {lowest}")
+    if not 0 <= config.data.validation < 1:
+        raise UserError(f"--data.validation {config.data.validation}: at least 0, less than 1")
     if config.action.discrete != (config.behavior.actor == "onehot"):
         raise UserError(
             f"--behavior.actor {config.behavior.actor} does not fit --action.discrete "
@@ -175,13 +187,14 @@ def conclude(training) -> None:
         "task": config.task,
         "agent": config.agent,
         "seed": config.seed,
+        "precision": config.precision,
+        "compiler": config.compiler,
         "updates": training.step,
         "training_seconds": round(training.clock()),
     }
     if training.evaluator is not None:
         result |= final_evaluation(training)
-    bounds = action_bounds(training.stores["target"])
-    replace_export(training.agent, config, directory.policy, bounds)
+    replace_export(training.agent, config, directory.policy, training.bounds)
     with atomic_write(directory.result, "w") as file:
         json.dump(result, file, indent=1)
 
@@ -205,6 +218,8 @@ def final_evaluation(training) -> dict:
             blindly = random_policy(action.size, action.discrete, config.seed, workers)
             random = evaluator.run(blindly, episodes, 0, lambda: stop.requested)
         stop.raise_if_requested()
+    summary = {f"evaluation/final_{k}": v for k, v in scores.summary().items()}
+    training.logger.scalars(training.step, summary, training.stages[-1].name)
     for i, frames in enumerate(scores.videos):
         write_mp4(directory.videos / f"episode-{i}.mp4", frames, fps=20)
     return {
@@ -224,12 +239,6 @@ def dataset_scores(store) -> dict:
         "success": float(np.mean(success)),
         "episodes": len(slices),
     }
-
-
-def action_bounds(store) -> dict:
-    """Smallest and largest action of the data, per dimension."""
-    action = store.arrays["action"]
-    return {"low": np.min(action, 0).tolist(), "high": np.max(action, 0).tolist()}
 
 
 def outcome(result: dict) -> str:

@@ -18,7 +18,7 @@ from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.metrics import Logger, Silence
 from veorl_tf.core.progress import progress
 from veorl_tf.data.store import FrameStore
-from veorl_tf.data.windows import Batches
+from veorl_tf.data.windows import Batches, require_length
 from veorl_tf.run import datasets
 from veorl_tf.run.batches import Samplers, draw_batch, samplers
 from veorl_tf.run.columns import Columns, derive, remove
@@ -63,6 +63,9 @@ class OfflineTraining:
         if any(s.dataset == "source" for stage in self.stages for s in stage.streams.values()):
             self.stores["source"] = self.open_store("source")
         check_images(self.stores, config)
+        self.check_lengths()
+        self.bounds = action_bounds(self.stores["target"])
+        check_actions(self.stores["target"], self.bounds, self.agent.action_space)
         self.stage, self.update, self.begun, self.seconds = 0, 0, [], 0.0
         self.owes_evaluation = False  # one that a signal cut short
         self.started = time.monotonic()
@@ -78,6 +81,16 @@ class OfflineTraining:
     def open_store(self, dataset: str) -> FrameStore:
         with self.replicas.chief_first():
             return datasets.open_store(self.config, dataset)
+
+    def check_lengths(self) -> None:
+        """Of the windows of every stage, before the first one takes its hours."""
+        for stage, budget in zip(self.stages, self.budgets, strict=True):
+            if budget:
+                for stream in stage.streams.values():
+                    store = self.stores[stream.dataset]
+                    require_length(
+                        store, store.split(self.config.data.validation)[0], stream.length
+                    )
 
     def require_same_start(self) -> None:
         """Several processes must begin with the same position, data and weights."""
@@ -146,6 +159,7 @@ class OfflineTraining:
             "owes_evaluation": self.owes_evaluation,
             "config": self.config.flat,
             "action": vars(self.agent.action_space),
+            "bounds": self.bounds,
         }
         checkpoint.save(
             self.directory.checkpoints,
@@ -234,9 +248,13 @@ class OfflineTraining:
                 if leave:
                     bar.note(
                         f"saved at update {self.update} of stage {stage.name}; the same "
-                        f"command continues"
+                        f"command {self.again()}continues"
                     )
                     stop.raise_if_requested()
+
+    def again(self) -> str:
+        """How the command changes to go on: `--fresh` would begin another run."""
+        return f"with --logdir {self.directory.path} and without --fresh " * self.config.fresh
 
     def due(self, every: int) -> bool:
         return every > 0 and (self.update % every == 0 or self.update == self.budgets[self.stage])
@@ -328,6 +346,28 @@ def action_space(config: Config, store: FrameStore) -> ActionSpace:
             f"--action.size is {config.action.size}"
         )
     return ActionSpace(config.action.size, config.action.discrete)
+
+
+def action_bounds(store: FrameStore) -> dict[str, list[float]]:
+    """Smallest and largest action of the data, per dimension."""
+    action = store.arrays["action"]
+    return {"low": np.min(action, 0).tolist(), "high": np.max(action, 0).tolist()}
+
+
+def check_actions(store: FrameStore, bounds: dict[str, list[float]], space: ActionSpace) -> None:
+    """Discrete ones must be one-hot; continuous ones should be what the policy can do."""
+    low, high = min(bounds["low"]), max(bounds["high"])
+    if space.discrete:
+        action = np.asarray(store.arrays["action"])
+        if not (np.isin(action, (0, 1)).all() and (action.sum(-1) == 1).all()):
+            raise UserError(
+                f"{store.source}: --action.discrete wants one-hot actions, but these are not"
+            )
+    elif low < -1.001 or high > 1.001:
+        warn(
+            f"{store.source}: actions from {low:.3g} to {high:.3g}, but the policy acts in "
+            f"[-1, 1]; rescale them unless the excess is noise"
+        )
 
 
 def check_images(stores: dict[str, FrameStore], config: Config) -> None:

@@ -123,15 +123,24 @@ def render(rows: list[dict]) -> str:
     for task in dict.fromkeys(row["task"] for row in rows):
         here = [row for row in rows if row["task"] == task]
         lines += [
-            _plain_line(task, "random", here[0]["random"]),
-            _plain_line(task, "dataset", here[0]["dataset"]),
+            _plain_line(here[0], "random"),
+            _plain_line(here[0], "dataset"),
         ]
         lines += [_agent_line(row) for row in here]
     return "\n".join(lines)
 
 
-def _plain_line(task: str, name: str, scores: dict) -> str:
-    return f"| {task} | {name} | | {_share(scores)} | {scores['return']:.0f} | | | | |"
+def _plain_line(row: dict, name: str) -> str:
+    """What every agent of a task is compared with, as its first run measured it."""
+    scores = row[name]
+    return (
+        f"| {row['task']} | {name} | | {_share(scores)} | {scores['return']:.0f} | | | "
+        f"{_source(row)} |"
+    )
+
+
+def _source(row: dict) -> str:
+    return f"`{row['revision']}` | {row['machine']}, {row['date']}"
 
 
 def _agent_line(row: dict) -> str:
@@ -140,8 +149,7 @@ def _agent_line(row: dict) -> str:
     return (
         f"| {row['task']} | {row['agent']} | {row['seed']} | {_share(scores)} | "
         f"{scores['return']:.0f} ± {scores['return_error']:.0f} | {p:.1e} | "
-        f"{row['training_seconds'] / 60:.0f} min | `{row['revision']}` | "
-        f"{row['machine']}, {row['date']} |"
+        f"{row['training_seconds'] / 60:.0f} min | {_source(row)} |"
     )
 
 
