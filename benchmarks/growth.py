@@ -31,7 +31,11 @@ def main() -> int:
     parser.add_argument("--frames", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--json", help="file for the result")
     parser.add_argument("--plot", help="picture to draw, .png or .svg")
+    parser.add_argument("--redraw", help="only draw what an earlier --json holds")
     options = parser.parse_args()
+    if options.redraw:
+        draw(json.loads(Path(options.redraw).read_text())["ms"], Path(options.plot))
+        return 0
     from veorl_tf.run.directory import provenance
 
     growth = {"batch": {}, "length": {}, "frames": {}}
@@ -90,7 +94,8 @@ def exponent(times: dict[int, float]) -> float:
     return float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0])
 
 
-def draw(growth: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
+def draw(growth: dict[str, dict[str, dict]], path: Path) -> None:
+    """Three plots side by side; dotted lines are linear growth from the first point."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -101,23 +106,33 @@ def draw(growth: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
         "length": f"frames per window (batches of {BATCH})",
         "frames": "frames of the dataset",
     }
+    # What JSON gives back has text for keys.
+    growth = {
+        axis: {name: {int(x): y for x, y in times.items()} for name, times in lines.items()}
+        for axis, lines in growth.items()
+    }
+    drawing = growth["frames"]["drawing a batch"]
+    for stage, times in growth["batch"].items():
+        growth["frames"][stage] = {x: times[BATCH] + y for x, y in drawing.items()}
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.6), constrained_layout=True)
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        for name, times in growth[key].items():
+        for name in [*growth["batch"], *(["drawing a batch"] if key == "frames" else [])]:
+            times = growth[key][name]
             (line,) = axis.plot(list(times), list(times.values()), "o-", label=name)
             if key != "frames":
                 first, value = next(iter(times.items()))
                 straight = [value * x / first for x in times]
                 axis.plot(list(times), straight, ":", color=line.get_color(), linewidth=1)
-        axis.set(xscale="log", yscale="log", xlabel=title, ylabel="ms")
+        axis.set(xscale="log", yscale="log", xlabel=title, ylabel="ms an update")
         axis.grid(True, which="major", alpha=0.3)
         axis.legend(frameon=False)
+        ticks = list(next(iter(growth[key].values())))
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.set_xticks([], minor=True)
         if key != "frames":
-            ticks = list(next(iter(growth[key].values())))
-            axis.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-            axis.set_xticks([], minor=True)
-        else:
-            axis.set_ylim(0.1, 10)
+            axis.set_yticks([100, 200, 500, 1000, 2000])
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
