@@ -5,15 +5,16 @@ from typing import Any
 
 import tensorflow as tf
 
-from veorl_tf.agents.behavior import ImaginedActorCritic, Inputs, Trajectory
+from veorl_tf.agents.behavior import Inputs, Trajectory
 from veorl_tf.agents.objectives import global_mean
+from veorl_tf.agents.registry import BACKBONES, LEARNERS, find
 from veorl_tf.agents.stage import Stage, split_seed
 from veorl_tf.agents.world_model import WorldModel
-from veorl_tf.nets.base import MLP, Net, initialise
-from veorl_tf.nets.distributions import ACTIONS, make_latent
+from veorl_tf.nets.base import Net, initialise
+from veorl_tf.nets.distributions import ACTIONS
 from veorl_tf.nets.optimizers import Adam, LossScale
 from veorl_tf.nets.rssm import RSSM, State
-from veorl_tf.nets.vision import Decoder, Encoder, preprocess
+from veorl_tf.nets.vision import Decoder, preprocess
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,16 @@ class Agent:
     def create(self) -> None:
         """Makes the trunk world model, actor and critic."""
         config = self.config
-        self.latent = make_latent(config.v2.latent, config.v2.stoch, config.v2.classes)
-        sizes = (config.v2.depth, config.precision, config.v2.activation)
-        encoder = self.add(Encoder("encoder", *sizes))
-        trunk = self.add(self.make_rssm("trunk", self.action_space.size, encoder.size))
+        self.parts = find(BACKBONES, "backbone", config.backbone)(config)
+        self.latent = self.parts.latent
+        encoder = self.add(self.parts.encoder("encoder"))
+        trunk = self.add(self.parts.rssm("trunk", self.action_space.size, encoder.size))
         width = trunk.feature_size
-        decoder = self.add(Decoder("image", width, *sizes))
-        reward = self.add(self.make_mlp("reward", width, config.v2.reward_layers, 1))
-        discount = (
-            self.add(self.make_mlp("discount", width, config.v2.discount_layers, 1))
-            if config.v2.discount_head
-            else None
-        )
+        decoder = self.add(self.parts.decoder("image", width))
+        reward = self.add(self.parts.head("reward", width, 1))
+        discount = None
+        if config.v2.discount_head:
+            discount = self.add(self.parts.head("discount", width, 1))
         self.model = WorldModel(
             encoder,
             trunk,
@@ -71,12 +70,12 @@ class Agent:
 
     def create_behavior(self, width: int) -> None:
         """Actor, critic and slow critic over inputs of `width`."""
-        config, keys = self.config, self.config.behavior
+        keys = self.config.behavior
         action = ACTIONS[keys.actor](self.action_space.size)
-        actor = self.add(self.make_mlp("actor", width, config.v2.actor_layers, action.outputs))
-        critic = self.add(self.make_mlp("critic", width, config.v2.critic_layers, 1))
-        slow = self.add(self.make_mlp("slow_critic", width, config.v2.critic_layers, 1))
-        self.learner = ImaginedActorCritic(
+        actor = self.add(self.parts.head("actor", width, action.outputs))
+        critic = self.add(self.parts.head("critic", width, 1))
+        slow = self.add(self.parts.head("slow_critic", width, 1, like="critic"))
+        self.learner = find(LEARNERS, "behavior.learner", keys.learner)(
             self,
             actor,
             critic,
@@ -89,30 +88,12 @@ class Agent:
             mix=keys.mix,
             entropy=keys.entropy,
             slow_every=keys.slow_every,
-            unroll=config.unroll,
+            unroll=self.config.unroll,
         )
 
     def add(self, net: Net) -> Any:
         self.nets[net.name] = net
         return net
-
-    def make_rssm(self, name: str, action: int, embed: int) -> RSSM:
-        sizes = self.config.v2
-        return RSSM(
-            name,
-            action,
-            embed,
-            sizes.deter,
-            sizes.hidden,
-            self.latent,
-            sizes.activation,
-            self.config.unroll,
-            self.config.precision,
-        )
-
-    def make_mlp(self, name: str, width: int, layers: int, out: int) -> MLP:
-        sizes = self.config.v2
-        return MLP(name, width, sizes.units, layers, out, sizes.activation, self.config.precision)
 
     def weights(self, *names: str) -> dict[str, tf.Variable]:
         """Variables by path, of the named nets or of all."""

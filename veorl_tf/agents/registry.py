@@ -1,4 +1,4 @@
-"""Algorithms by name."""
+"""Algorithms, backbones and behaviour learners by name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ AGENTS = {
     "dreamerv2": "veorl_tf.agents.dreamerv2:DreamerV2",
     "veorl": "veorl_tf.agents.veorl:VeoRL",
 }
+BACKBONES = {"v2": "veorl_tf.agents.parts:V2"}
+LEARNERS = {"imagined": "veorl_tf.agents.behavior:ImaginedActorCritic"}
+
+
+def find(table: dict[str, str], key: str, name: str):
+    """The class that `name` stands for in a table of this module; `key` is the configuration's."""
+    if name not in table:
+        raise UserError(f"--{key} {name}: unknown{nearest(name, table)}")
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def make_agent(config, action_space):
     """The agent that `config.agent` names, with freshly drawn weights."""
-    if config.agent not in AGENTS:
-        raise UserError(f"--agent {config.agent}: unknown{nearest(config.agent, AGENTS)}")
-    module, name = AGENTS[config.agent].split(":")
-    return getattr(importlib.import_module(module), name)(config, action_space)
+    return find(AGENTS, "agent", config.agent)(config, action_space)

@@ -20,7 +20,7 @@ from veorl_tf.agents.stage import Column, Stage, Stream, split_seed
 from veorl_tf.nets.base import MLP
 from veorl_tf.nets.quantizer import BehaviorAbstraction, usage
 from veorl_tf.nets.rssm import State
-from veorl_tf.nets.vision import Decoder, Encoder, image_error, preprocess
+from veorl_tf.nets.vision import image_error, preprocess
 
 
 class VeoRL(DreamerV2):
@@ -30,15 +30,14 @@ class VeoRL(DreamerV2):
         keys, precision = self.config.veorl, self.config.precision
         super().create()
         embed, width = self.model.encoder.size, self.model.rssm.feature_size
-        sizes = (self.config.v2.depth, precision, self.config.v2.activation)
-        self.encoder_ban = self.add(Encoder("encoder_ban", *sizes))
+        self.encoder_ban = self.add(self.parts.encoder("encoder_ban"))
         self.ban = self.add(
             BehaviorAbstraction(
                 "ban", embed, keys.ban_units, keys.codes, keys.code_size, keys.commitment, precision
             )
         )
-        self.plan = self.add(self.make_rssm("plan", keys.code_size, embed))
-        self.plan_decoder = self.add(Decoder("image_latent", width, *sizes))
+        self.plan = self.add(self.parts.rssm("plan", keys.code_size, embed))
+        self.plan_decoder = self.add(self.parts.decoder("image_latent", width))
         self.cloner = self.add(MLP("bc", width, width // 2, 1, keys.code_size, "relu", precision))
 
     def create_behavior(self, width: int) -> None:

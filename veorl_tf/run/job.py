@@ -93,16 +93,17 @@ def train(argv: Sequence[str]) -> int:
 
 def check(config: Config) -> None:
     """Fails on what cannot work, before anything is written."""
-    from veorl_tf.agents.registry import AGENTS
+    from veorl_tf.agents.registry import AGENTS, BACKBONES, LEARNERS
 
     choices = {
         "agent": AGENTS,
         "precision": PRECISIONS,
         "compiler": ("auto", "graph", "xla"),
         "distribute": ("none", "mirrored", "multi_worker"),
-        "backbone": ("v2",),
+        "backbone": BACKBONES,
         "v2.latent": ("gaussian", "categorical"),
         "v2.activation": ("elu", "relu", "silu"),
+        "behavior.learner": LEARNERS,
         "behavior.actor": ("trunc_normal", "onehot"),
         "behavior.indexing": ("veorl", "dreamerv2"),
         "behavior.gradient": ("dynamics", "reinforce", "both"),
