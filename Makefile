@@ -16,7 +16,7 @@ help: ## this list
 setup: ## only the set-up
 	@bash tools/setup.sh
 
-train: setup ## the small main job, from data to a SavedModel (two cores, 45 min)
+train: setup ## the small main job, from data to a SavedModel (two cores, 30 min)
 	@$(python) train.py --configs metaworld veorl small $(ARGS)
 
 test: setup ## the tests that are quick
