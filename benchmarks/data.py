@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import record
+
 ROOT = Path(__file__).resolve().parents[1]
 EPISODE = 500  # frames
 
@@ -36,8 +38,6 @@ def main() -> int:
     if options.open:
         print(json.dumps(measure(Path(options.open), options)))
         return 0
-    from veorl_tf.run.directory import provenance
-
     place = Path(options.place or tempfile.mkdtemp(prefix="benchmark-data-"))
     try:
         made = make(place / "episodes", options.frames)
@@ -50,11 +50,7 @@ def main() -> int:
             shutil.rmtree(place)
     for key, value in result.items():
         print(f"{key:24} {value:,}")
-    if options.json:
-        command = "python -m benchmarks.data " + " ".join(sys.argv[1:])
-        path = Path(options.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(provenance() | {"command": command} | result, indent=1) + "\n")
+    record.save(options.json, "data", result)
     return 0
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import record
+
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, LENGTH = 16, 32
 
@@ -36,33 +38,27 @@ def main() -> int:
     if options.redraw:
         draw(json.loads(Path(options.redraw).read_text())["ms"], Path(options.plot))
         return 0
-    from veorl_tf.run.directory import provenance
-
     growth = {"batch": {}, "length": {}, "frames": {}}
     for stage in options.stages:
-        base = None
+        measured = {}  # by batch and length: the two axes cross in one point
         for axis, values in (("batch", options.batches), ("length", options.lengths)):
             times = growth[axis].setdefault(stage, {})
             for value in values:
                 sizes = {"batch": BATCH, "length": LENGTH} | {axis: value}
-                if sizes == {"batch": BATCH, "length": LENGTH}:
-                    base = base or update_ms(options, stage, **sizes)
-                    times[value] = base
-                else:
-                    times[value] = update_ms(options, stage, **sizes)
+                point = tuple(sizes.values())
+                if point not in measured:
+                    measured[point] = update_ms(options, stage, **sizes)
+                times[value] = measured[point]
             print(f"{stage:12} {axis:7} {times}  exponent {exponent(times):.2f}", flush=True)
     for frames in options.frames:
         growth["frames"].setdefault("drawing a batch", {})[frames] = draw_ms(frames)
     print("frames", growth["frames"], flush=True)
-    command = "python -m benchmarks.growth " + " ".join(sys.argv[1:])
     exponents = {
         f"{stage}/{axis}": round(exponent(times), 2)
         for axis in ("batch", "length")
         for stage, times in growth[axis].items()
     }
-    result = provenance() | {"command": command, "exponents": exponents, "ms": growth}
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    record.save(options.json, "growth", {"exponents": exponents, "ms": growth})
     if options.plot:
         draw(growth, Path(options.plot))
     return 0

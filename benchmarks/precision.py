@@ -15,11 +15,12 @@ precision, with the same initial weights, windows and noise; stages follow one a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks import record
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARED = ("image", "kl", "reward", "vq", "plan_image_target", "plan_image_source")
@@ -39,8 +40,6 @@ def main() -> int:
     from veorl_tf.core.quiet import load_tensorflow
 
     load_tensorflow()
-    from veorl_tf.run.directory import provenance
-
     reference, weights = train(options, "float32")
     trained, _ = train(options, options.precision)
     control, _ = train(options, "float32", rounded=True)
@@ -59,10 +58,7 @@ def main() -> int:
             }
             ratios = "  ".join(f"{v:11.4f}" for k, v in row.items() if k.endswith("ratio"))
             print(f"{stage:12} {name:18} {ratios}", flush=True)
-    if options.json:
-        command = "python -m benchmarks.precision " + " ".join(sys.argv[1:])
-        text = json.dumps(provenance() | {"command": command, "losses": losses}, indent=1)
-        Path(options.json).write_text(text + "\n")
+    record.save(options.json, "precision", {"losses": losses})
     return 0
 
 

@@ -9,12 +9,13 @@ temporary folder and ends after its first update.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks import record
 
 
 def main() -> int:
@@ -29,13 +30,8 @@ def main() -> int:
     for name, seconds in phases.items():
         print(f"{name:44} {seconds:6.1f} s")
     print(f"{'all':44} {total:6.1f} s")
-    if options.json:
-        from veorl_tf.run.directory import provenance
-
-        command = "python -m benchmarks.start " + " ".join(sys.argv[1:])
-        rounded = {name: round(seconds, 2) for name, seconds in (phases | {"all": total}).items()}
-        text = json.dumps(provenance() | {"command": command, "seconds": rounded}, indent=1)
-        Path(options.json).write_text(text + "\n")
+    rounded = {name: round(seconds, 2) for name, seconds in (phases | {"all": total}).items()}
+    record.save(options.json, "start", {"seconds": rounded})
     return 0
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import record
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,8 +31,6 @@ def main() -> int:
     if options.stage:
         print(json.dumps(measure(options)))
         return 0
-    from veorl_tf.run.directory import provenance
-
     stages = {}
     for name in stage_names(options):
         command = [sys.executable, "-m", "benchmarks.update", *sys.argv[1:], "--stage", name]
@@ -38,16 +38,11 @@ def main() -> int:
         stages[name] = json.loads(out.stdout.splitlines()[-1])
         print(f"{name:12}", "  ".join(f"{k} {v:,.4g}" for k, v in stages[name].items()), flush=True)
     result = {
-        **provenance(),
-        "command": "python -m benchmarks.update " + " ".join(sys.argv[1:]),
         "precision": options.precision,
         "peak_gflops": round(max(s["peak_gflops"] for s in stages.values()), 1),
         "stages": stages,
     }
-    if options.json:
-        path = Path(options.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
+    record.save(options.json, "update", result)
     return 0
 
 

@@ -243,24 +243,9 @@ def _build(
     )
     require_free(directory, need, f"the frame store of {source}")
     damaged = [(error.path.name, error.reason) for error in damaged]
-    names, lengths = [], []
     with atomic_directory(directory) as temporary:
-        with ExitStack() as stack:
-            files = {
-                key: stack.enter_context(open(temporary / _FILES[key], "wb")) for key in shapes
-            }
-            for done, info in enumerate(infos, 1):
-                try:
-                    episode = load_episode(info.path, KEYS[kind])
-                except DamagedEpisode as error:
-                    damaged.append((info.path.name, error.reason))
-                else:
-                    for key, file in files.items():
-                        file.write(np.ascontiguousarray(episode[key]).data)
-                    names.append(info.path.name)
-                    lengths.append(len(episode["image"]))
-                if progress:
-                    progress(done, len(infos))
+        names, lengths, unreadable = _write_arrays(temporary, infos, shapes, progress)
+        damaged += unreadable
         if not names:
             raise UserError(
                 f"{source}: no {kind} episode that can be read; the first: "
@@ -279,6 +264,32 @@ def _build(
         (temporary / "header.json").write_text(json.dumps(header), encoding="utf-8")
     for name, reason in damaged:
         warn(f"damaged episode left out: {source / name}: {reason}")
+
+
+def _write_arrays(
+    folder: Path,
+    infos: Sequence[EpisodeInfo],
+    keys: Iterable[str],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[str], list[int], list[tuple[str, str]]]:
+    """The episodes' arrays end to end, a file a key: names and lengths of those written, names and
+    reasons of those that could not be read."""
+    names, lengths, damaged = [], [], []
+    with ExitStack() as stack:
+        files = {key: stack.enter_context(open(folder / _FILES[key], "wb")) for key in keys}
+        for done, info in enumerate(infos, 1):
+            try:
+                episode = load_episode(info.path, tuple(files))
+            except DamagedEpisode as error:
+                damaged.append((info.path.name, error.reason))
+            else:
+                for key, file in files.items():
+                    file.write(np.ascontiguousarray(episode[key]).data)
+                names.append(info.path.name)
+                lengths.append(len(episode["image"]))
+            if progress:
+                progress(done, len(infos))
+    return names, lengths, damaged
 
 
 def _check_shapes(infos: Sequence[EpisodeInfo], kind: str) -> None:
