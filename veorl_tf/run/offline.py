@@ -242,15 +242,20 @@ class OfflineTraining:
                     self.report(stage, columns)
                 if stage.evaluates and self.due(log.eval_every) and self.update < budget:
                     self.evaluate(stop, bar)
-                leave = self.replicas.agree(stop)
-                if leave or self.due(log.checkpoint_every):
-                    self.save(checkpoint.update_name(self.stage, self.update))
-                if leave:
-                    bar.note(
-                        f"saved at update {self.update} of stage {stage.name}; the same "
-                        f"command {self.again()}continues"
-                    )
-                    stop.raise_if_requested()
+                self.keep_or_leave(stage, stop, bar)
+
+    def keep_or_leave(self, stage: Stage, stop: StopRequest, bar) -> None:
+        """After an update: a checkpoint when one is due, or when any process was asked to stop, and
+        then the end."""
+        leave = self.replicas.agree(stop)
+        if leave or self.due(self.config.log.checkpoint_every):
+            self.save(checkpoint.update_name(self.stage, self.update))
+        if leave:
+            bar.note(
+                f"saved at update {self.update} of stage {stage.name}; the same "
+                f"command {self.again()}continues"
+            )
+            stop.raise_if_requested()
 
     def again(self) -> str:
         """How the command changes to go on: `--fresh` would begin another run."""
