@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -215,8 +216,16 @@ def random_array(key: str, shape, config, rng: np.random.Generator) -> np.ndarra
         return np.eye(config.action.size, dtype=np.float32)[
             rng.integers(0, config.action.size, shape)
         ]
-    sizes = {"action": (config.action.size,), "embed": (32 * config.v2.depth,)}
+    sizes = {"action": (config.action.size,), "embed": (embed_size(config),)}
     return rng.uniform(-1, 1, (*shape, *sizes.get(key, ()))).astype(np.float32)
+
+
+@lru_cache(maxsize=None)
+def embed_size(config) -> int:
+    """Width of what the encoder makes of a frame."""
+    from veorl_tf.agents.registry import BACKBONES, find
+
+    return find(BACKBONES, "backbone", config.backbone)(config).encoder("encoder").size
 
 
 def operations(options, batches) -> tuple[float, float]:

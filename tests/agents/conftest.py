@@ -45,7 +45,8 @@ def silent(monkeypatch):
     def make(agent):
         latent, action = agent.latent, agent.learner.action
         zero = lambda seed, leading: tf.zeros([*leading, *latent.noise_shape])
-        median = 0.5 if agent.config.behavior.actor == "trunc_normal" else 0.0
+        uniform = agent.config.behavior.actor == "trunc_normal" and not agent.action_space.discrete
+        median = 0.5 if uniform else 0.0
         middle = lambda seed, leading: tf.fill([*leading, action.size], median)
         monkeypatch.setattr(latent, "noise", zero)
         monkeypatch.setattr(action, "noise", middle)
@@ -82,6 +83,10 @@ CASES = {
         "dmc_vision dreamerv2",
         {"behavior.gradient": "reinforce", "v2.discount_head": True},
     ),
+    "dreamerv3": ("dmc_vision dreamerv3", {}),
+    "dreamerv3, discrete": ("minedojo dreamerv3", {}),
+    "dreamerv3 of 2025": ("dmc_vision dreamerv3_nature", {}),
+    "veorl_dv3": ("metaworld veorl_dv3", {}),
 }
 
 
@@ -96,6 +101,8 @@ def imagining(tiny_config, fresh_agent, silent, start_states, rng):
         for name in ("reward", "critic", "slow_critic", "discount", "actor"):
             for variable in agent.nets[name].weights if name in agent.nets else ():
                 variable.assign(rng.normal(0, 0.5, variable.shape))
+        if "return_scale" in agent.nets:
+            agent.nets["return_scale"].range.assign([-3.0, 5.0])
         return agent, start_states(agent)
 
     return make

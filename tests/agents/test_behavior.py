@@ -21,41 +21,90 @@ def returns_by_hand(reward, value, discount, lambda_):
     return targets
 
 
-def losses_by_hand(agent, rollout, start_discount=None):
-    """Sections 3.3 and 3.4 of VeoRL's spec, and A.1 of DreamerV2's, state after state."""
+def head(net, x):
+    return net(x).numpy().astype(np.float64)
+
+
+def symexp(x):
+    return np.sign(x) * np.expm1(np.abs(x))
+
+
+def softmax(x):
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
+def mean_by_hand(agent, logits):
+    """What a head says of a number: DreamerV2's is it, DreamerV3's a distribution over bins."""
+    scalar = agent.parts.scalar
+    if scalar.outputs == 1:
+        return logits[..., 0]
+    mean = (softmax(logits) * scalar.bins.astype(np.float64)).sum(-1)
+    return mean if scalar.raw else symexp(mean)
+
+
+def loss_by_hand(agent, logits, target):
+    scalar = agent.parts.scalar
+    if scalar.outputs == 1:
+        return 0.5 * (logits[..., 0] - target) ** 2
+    bins = scalar.bins.astype(np.float64)
+    x = target if scalar.raw else np.sign(target) * np.log1p(np.abs(target))
+    above = np.clip(np.searchsorted(bins, x, "right"), 1, len(bins) - 1)
+    share = (x - bins[above - 1]) / (bins[above] - bins[above - 1])
+    log_probs = np.log(softmax(logits))
+    take = lambda i: np.take_along_axis(log_probs, i[..., None], -1)[..., 0]
+    return -(1 - share) * take(above - 1) - share * take(above)
+
+
+def losses_by_hand(agent, rollout, goes_on=None):
+    """Sections 3.3 and 3.4 of VeoRL's spec, A.1 of DreamerV2's, A.2 and A.3 of DreamerV3's, state
+    after state."""
     learner, keys = agent.learner, agent.config.behavior
-    dreamer = keys.indexing == "dreamerv2"
-    x = rollout.inputs.critic
-    slow, fast = (net(x)[..., 0].numpy() for net in (learner.slow, learner.critic))
+    x, n = rollout.inputs.critic, len(rollout.inputs.critic)
+    slow, fast = (mean_by_hand(agent, head(net, x)) for net in (learner.slow, learner.critic))
+    value = slow if keys.slow_target else fast
     reward = agent.reward(rollout, SEED)[0].numpy()
-    n = len(x)
     if "discount" in agent.nets:
-        logit = agent.nets["discount"](agent.model.rssm.features(rollout.state))[..., 0].numpy()
-        discount = (1 / (1 + np.exp(-logit)))[: n - 1]
-        if dreamer and start_discount is not None:
-            discount[0] = start_discount
+        logit = head(agent.nets["discount"], agent.model.rssm.features(rollout.state))[..., 0]
+        discount = 1 / (1 + np.exp(-logit))
+        discount = keys.gamma * (discount > 0.5) if keys.discount == "mode" else discount
     else:
-        discount = np.full((n - 1, COUNT), keys.gamma)
-    target = returns_by_hand(reward, slow, discount, keys["lambda"])
-    weight = np.cumprod(np.concatenate([np.ones((1, COUNT)), discount[:-1]]), 0)
+        discount = np.full((n, COUNT), keys.gamma)
+    first = np.ones(COUNT)
+    if keys.indexing == "dreamerv3":  # R_t = r_{t+1} + d_{t+1} ...
+        reward, discount = reward[1:], discount[1:]
+        first = first if goes_on is None else goes_on
+    else:
+        reward, discount = reward[:-1], discount[:-1]
+        if keys.indexing == "dreamerv2" and goes_on is not None:
+            discount[0] = keys.gamma * goes_on
+    target = returns_by_hand(reward, value, discount, keys["lambda"])
+    weight = first * np.cumprod(np.concatenate([np.ones((1, COUNT)), discount[:-1]]), 0)
+    divisor = 1.0
+    if keys.return_rate:
+        low, high = np.array([-3.0, 5.0]) * (1 - keys.return_rate) + keys.return_rate * np.array(
+            np.percentile(target, [5, 95])
+        )
+        divisor = max(1.0, high - low)
     entropy = learner.action.entropy(rollout.policy).numpy()
     log_prob = learner.action.log_prob(rollout.policy, rollout.action).numpy()
-    actor = []
-    for t in range(n - 2 if dreamer else n - 1):
-        judged = target[t + 1] if dreamer else target[t]
-        baseline = slow[t] if dreamer else fast[t]
-        reinforce = log_prob[t] * (judged - baseline)
-        share = {"dynamics": 1.0, "reinforce": 0.0, "both": keys.mix}[keys.gradient]
-        objective = share * judged + (1 - share) * reinforce
+    actor, later = [], int(keys.indexing == "dreamerv2")
+    for t in range(len(target) - later):
+        judged, baseline = target[t + later], fast[t] if keys.indexing != "dreamerv2" else slow[t]
+        reinforce = log_prob[t] * (judged - baseline) / divisor
+        share = {"dynamics": 1.0, "reinforce": 0.0, "both": keys.mix}[learner.gradient]
+        objective = share * judged / divisor + (1 - share) * reinforce
         actor.append(weight[t] * (objective + keys.entropy * entropy[t]))
-    critic = 0.5 * weight * (fast[: n - 1] - target) ** 2
-    return -np.mean(actor), critic.mean(), target
+    logits = head(learner.critic, x)[: len(target)]
+    error = loss_by_hand(agent, logits, target)
+    error = error + keys.slow_pull * loss_by_hand(agent, logits, slow[: len(target)])
+    return -np.mean(actor), (weight * error).mean(), target
 
 
 def test_losses_by_hand(case):
     agent, start = case
     first = np.linspace(0, 0.9, COUNT, dtype=np.float32) if "discount" in agent.nets else None
-    terms, metrics = agent.learner.losses(
+    terms, metrics, returns = agent.learner.losses(
         start, SEED, None if first is None else tf.constant(first)
     )
     actor, critic, target = losses_by_hand(agent, agent.learner.rollout(start, SEED), first)
@@ -63,42 +112,57 @@ def test_losses_by_hand(case):
     assert terms["critic"].numpy() == pytest.approx(critic, rel=1e-3)
     assert metrics["return"].numpy() == pytest.approx(target.mean(), rel=1e-3)
     assert metrics["return_std"].numpy() == pytest.approx(target.std(), rel=1e-3)
+    np.testing.assert_allclose(returns, target[0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize(
+    ("names", "head", "seeds"),
+    [
+        ("minedojo dreamerv2", True, 2),
+        ("minedojo dreamerv2", False, 2),
+        ("minedojo dreamerv3", True, 3),
+    ],
+)
 def test_the_learner_starts_from_every_posterior_state(
-    head, tiny_config, fresh_agent, random_batches, monkeypatch
+    names, head, seeds, tiny_config, fresh_agent, random_batches, monkeypatch
 ):
-    """And from the data's discount, times gamma, where a head learns discounts."""
-    config = tiny_config("minedojo dreamerv2", {"v2.discount_head": head})
+    """And knows where the data ended, if a head learns when episodes do. (The stage splits its seed
+    into `seeds`, the first of which is the model's.)"""
+    config = tiny_config(names, {"v2.discount_head": head})
     agent = fresh_agent(config)
-    stage = agent.stages()[1]
+    stage = agent.stages()[-1]
     batches = random_batches(stage, config)
     seen = {}
-    monkeypatch.setattr(
-        agent.learner, "losses", lambda start, seed, first: seen.update(start=start, first=first)
-    )
-    agent.behavior_losses(batches, SEED)
-    posterior, _ = agent.model.observe(batches["target"], tf.unstack(tf.random.split(SEED, 2))[0])
+
+    def learner(start, seed, first):
+        seen.update(start=start, first=first)
+        return {}, {}, None
+
+    monkeypatch.setattr(agent.learner, "losses", learner)
+    stage.losses(batches, SEED)
+    posterior, _ = agent.model.observe(batches["target"], tf.random.split(SEED, seeds)[0])
     for key, value in posterior.items():
         flat = value.numpy().reshape(-1, *value.shape[2:])
         np.testing.assert_allclose(seen["start"][key], flat, atol=1e-6)
-    if head:
-        expected = 0.997 * batches["target"]["discount"].numpy().reshape(-1)
+    if agent.parts.has_discount:
+        expected = batches["target"]["discount"].numpy().reshape(-1)
         np.testing.assert_allclose(seen["first"], expected, rtol=1e-6)
     else:
         assert seen["first"] is None
 
 
-def test_the_slow_critic_makes_the_targets(case):
+def test_one_of_the_critics_makes_the_targets(case):
+    """DreamerV2's slow one, DreamerV3's fast one."""
     agent, start = case
     value = lambda: agent.learner.losses(start, SEED)[1]["return"].numpy()
-    before = value()
-    for variable in agent.nets["critic"].weights:
+    names = ["critic", "slow_critic"]
+    names = names if agent.config.behavior.slow_target else names[::-1]
+    before, rng = value(), np.random.Generator(np.random.Philox(3))
+    for variable in agent.nets[names[0]].weights:
         variable.assign(variable + 0.3)
     assert value() == before
-    for variable in agent.nets["slow_critic"].weights:
-        variable.assign(variable + 0.3)
+    for variable in agent.nets[names[1]].weights:
+        variable.assign(variable + rng.normal(0, 0.3, variable.shape))
     assert abs(value() - before) > 1e-3
 
 
@@ -119,11 +183,12 @@ def test_each_loss_trains_its_own_net(case):
     agent, start = case
     weights = agent.weights()
     with tf.GradientTape(persistent=True) as tape:
-        terms, _ = agent.learner.losses(start, SEED)
+        terms, _, _ = agent.learner.losses(start, SEED)
     for term in ("actor", "critic"):
         grads = tape.gradient(terms[term], weights, unconnected_gradients="zero")
         reached = {path.split("/")[0] for path, grad in grads.items() if size({path: grad})}
-        assert reached & {"actor", "critic"} == {term}
+        fast = {"critic"} if term == "actor" and not agent.config.behavior.slow_target else set()
+        assert reached & {"actor", "critic"} - fast == {term}
         assert term == "actor" or reached == {"critic"}
 
 

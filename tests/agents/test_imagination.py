@@ -13,7 +13,7 @@ COUNT = 5
 
 def states(agent) -> int:
     """How many states a rollout has."""
-    return agent.config.behavior.horizon + (agent.config.behavior.indexing == "dreamerv2")
+    return agent.config.behavior.horizon + (agent.config.behavior.indexing != "veorl")
 
 
 def at(rollout, t):
@@ -36,8 +36,8 @@ def test_shapes(case):
     assert {k: v.shape for k, v in rollout.state.items()} == {
         k: (n, *v.shape) for k, v in start.items()
     }
-    assert agent.reward(rollout, SEED)[0].shape == (n - 1, COUNT)
-    assert agent.discount(rollout).shape == (n - 1, COUNT)
+    assert agent.reward(rollout, SEED)[0].shape == (n, COUNT)
+    assert agent.discount(rollout).shape == (n, COUNT)
 
 
 def test_a_rollout_is_a_loop_over_the_models_steps(case):
@@ -103,9 +103,7 @@ def test_a_horizon_too_short_to_learn_from_is_refused(indexing, tiny_config, mak
 
 
 def intrinsic(agent, rollout):
-    extrinsic = agent.model.reward(
-        agent.model.rssm.features({k: v[:-1] for k, v in rollout.state.items()})
-    )
+    extrinsic = agent.model.reward(agent.model.rssm.features(rollout.state))
     reward, metrics = agent.reward(rollout, SEED)
     return reward.numpy() - extrinsic.numpy(), metrics
 
@@ -113,7 +111,7 @@ def intrinsic(agent, rollout):
 def by_hand(agent, rollout, shift=0):
     """Minus the distance of s_t to what the plan net makes of s_{t-1} (`shift`: of another)."""
     rewards = [np.zeros(COUNT)]
-    for t in range(1, rollout.action.shape[0]):
+    for t in range(1, len(rollout.state["deter"])):
         before = at(rollout, t - 1 + shift)
         code = agent.ban.codebook.snap(agent.cloner(agent.model.rssm.features(before)))
         planned = agent.plan.imagine_step(before, code, agent.latent.noise(None, [COUNT]))
@@ -123,7 +121,7 @@ def by_hand(agent, rollout, shift=0):
 
 
 @pytest.mark.parametrize(
-    "case", ["veorl", "veorl, categorical", "veorl, dreamer's indexing"], indirect=True
+    "case", ["veorl", "veorl, categorical", "veorl, dreamer's indexing", "veorl_dv3"], indirect=True
 )
 def test_intrinsic_reward_by_hand(case):
     agent, start = case
@@ -142,9 +140,7 @@ def test_intrinsic_reward_has_its_own_scale(imagining):
     rollout = agent.learner.rollout(start, SEED)
     actual, metrics = intrinsic(agent, rollout)
     np.testing.assert_allclose(actual, 0.25 * by_hand(agent, rollout), rtol=1e-3, atol=1e-5)
-    reward = agent.model.reward(
-        agent.model.rssm.features({k: v[:-1] for k, v in rollout.state.items()})
-    )
+    reward = agent.model.reward(agent.model.rssm.features(rollout.state))
     assert metrics["extrinsic_reward"].numpy() == pytest.approx(np.mean(reward), rel=1e-4)
 
 
@@ -167,7 +163,7 @@ def test_no_intrinsic_reward_where_plan_and_trunk_agree(imagining):
     weights = agent.weights("actor")
     with tf.GradientTape() as tape:
         rollout = agent.learner.rollout(start, SEED)
-        code = tf.concat([rollout.action, rollout.action[-1:]], 0)
+        code = tf.concat([rollout.action, rollout.action[-1:]], 0)  # the last one is not used
         inputs = rollout.inputs._replace(extras={"code": code})
         reward, metrics = agent.reward(rollout._replace(inputs=inputs), SEED)
         total = tf.reduce_sum(reward)

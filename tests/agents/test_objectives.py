@@ -10,7 +10,9 @@ from veorl_tf.agents.objectives import (
     global_mean,
     lambda_return,
     linear_mmd,
+    percentiles,
     safe_norm,
+    two_sided_kl,
 )
 from veorl_tf.nets.distributions import CategoricalLatent, GaussianLatent
 
@@ -207,3 +209,36 @@ def test_weights_are_the_product_of_the_discounts_before_and_pass_no_gradient():
         weight = discount_weights(discount)
     np.testing.assert_allclose(weight[:, 0], [1, 0.5, 0])
     assert tape.gradient(weight, discount) is None
+
+
+# ----- DreamerV3 ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gap", [0.05, 3.0])
+def test_two_sided_kl_has_free_nats_per_element(gap, rng):
+    """Every element's KL is at least `free`, and elements below it get no gradient."""
+    latent, posterior, prior = categorical_pair(rng, gap)
+    kl = latent.kl(posterior, prior).numpy()
+    free = float(np.median(kl))
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([posterior["logit"], prior["logit"]])
+        dyn, rep, nats = two_sided_kl(latent, posterior, prior, free)
+    np.testing.assert_allclose(nats, kl, rtol=1e-5)
+    for loss, own, other in ((dyn, prior, posterior), (rep, posterior, prior)):
+        np.testing.assert_allclose(loss, np.maximum(kl, free), rtol=1e-5)
+        assert tape.gradient(loss, other["logit"]) is None
+        moved = np.abs(tape.gradient(loss, own["logit"])).max((2, 3)) > 0
+        np.testing.assert_array_equal(moved, kl > free)
+    assert (kl > free).any() and (kl < free).any()
+    assert np.mean(dyn) > max(free, kl.mean()), "not the mean's free nats"
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 100, 1537])
+@pytest.mark.parametrize("jit", [False, True])
+def test_percentiles_are_numpys(count, jit, rng):
+    x = rng.normal(3, 10, count).astype(np.float32)
+    compiled = tf.function(lambda x: percentiles(x, 5, 95), jit_compile=jit)
+    low, high = compiled(tensor(x))
+    np.testing.assert_allclose([low, high], np.percentile(x, [5, 95]), rtol=1e-5)
+    shaped = percentiles(tensor(np.stack([x, x + 1])[:, :, None]), 0, 100)
+    np.testing.assert_allclose(shaped, [x.min(), x.max() + 1], rtol=1e-5)

@@ -72,6 +72,33 @@ def test_dreamerv2_with_veorls_sizes_has_veorls_trunk(counts):
     assert counts("metaworld", "dreamerv2") == expected
 
 
+SIZES = {
+    "dreamerv3": {"xs": 8.3, "s": 17.9, "m": 36.9, "l": 76.8, "xl": 200.7},
+    "dreamerv3_nature": {
+        "12m": 10.5,
+        "25m": 23.5,
+        "50m": 41.7,
+        "100m": 93.5,
+        "200m": 165.9,
+        "400m": 372.9,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("agent", "size"), [(agent, size) for agent in SIZES for size in SIZES[agent]]
+)
+def test_sizes_of_dreamerv3(agent, size, counts):
+    """Millions as computed from the code of its authors: 64x64x3, 6 actions, no slow critic."""
+    nets = counts("dmc_vision", agent, f"size_{size}")
+    assert set(nets) == {
+        *("encoder", "trunk", "image", "reward", "discount", "actor", "critic"),
+        *("slow_critic", "return_scale"),
+    }
+    count = sum(nets.values()) - nets["slow_critic"] - nets["return_scale"]
+    assert count / 1e6 == pytest.approx(SIZES[agent][size], abs=0.05)
+
+
 def test_dreamerv2_for_dmc_vision(counts):
     nets = counts("dmc_vision", "dreamerv2")
     assert sum(nets.values()) == 16_575_986

@@ -150,7 +150,7 @@ def test_the_slow_critic_is_copied_every_hundred_updates_by_default(
     copied = []
     for index in (0, 1, 99, 100, 101, 199, 200):
         critic.assign(tf.fill(critic.shape, float(index)))
-        agent.learner.copy_slow(tf.constant(index))
+        agent.learner.update_slow(tf.constant(index))
         copied.append(slow.numpy().flat[0])
     assert copied == [0, 0, 0, 100, 100, 100, 200]
 

@@ -8,11 +8,11 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from veorl_tf.nets.distributions import (
-    ACTIONS,
     CategoricalLatent,
     GaussianLatent,
     OneHotAction,
     TruncatedNormalAction,
+    make_action,
     make_latent,
     one_hot_sample,
     straight_through,
@@ -236,12 +236,54 @@ def test_one_hot_action():
     np.testing.assert_array_equal(np.sort(sample, -1), np.eye(12)[[11, 11, 11]])
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-def test_actions_share_one_interface(name):
-    action = ACTIONS[name](3)
+@pytest.mark.parametrize(
+    "kind", [("trunc_normal", False), ("normal", False), ("trunc_normal", True)]
+)
+def test_actions_share_one_interface(kind):
+    name, discrete = kind
+    action = make_action(name, 3, discrete, 0.01)
+    assert isinstance(action, OneHotAction) == discrete
     stats = action.stats(tf.ones([2, 5, action.outputs]))
     noise = action.noise(SEED, [2, 5])
     sample = action.sample(stats, noise)
     assert sample.shape == action.mode(stats).shape == (2, 5, 3)
     assert action.log_prob(stats, sample).shape == action.entropy(stats).shape == (2, 5)
     assert all(v.dtype == tf.float32 for v in (sample, *stats.values()))
+
+
+# ----- DreamerV3 ----------------------------------------------------------------------------------
+
+
+def test_unimix_is_one_percent_uniform(rng):
+    logit = rng.normal(0, 5, (6, 2, 8))
+    probs = np.exp(logit) / np.exp(logit).sum(-1, keepdims=True)
+    latent = CategoricalLatent(2, 8, 0.01)
+    stats = latent.stats(tf.constant(logit.reshape(6, 16), tf.float32))
+    expected = 0.99 * probs + 0.01 / 8
+    np.testing.assert_allclose(tf.nn.softmax(stats["logit"]), expected, rtol=1e-4)
+    np.testing.assert_allclose(np.exp(stats["logit"]).sum(-1), 1, rtol=1e-5)
+    action = OneHotAction(16, 0.01).stats(tf.constant(logit.reshape(6, 16), tf.float32))
+    assert np.exp(action["logit"]).min() >= 0.01 / 16 * 0.999
+
+
+def test_normal_action(rng):
+    action = make_action("normal", 3, False)
+    x = tf.constant(rng.normal(0, 3, (200, 6)), tf.float32)
+    stats = action.stats(x)
+    mean, raw = np.split(x.numpy().astype(np.float64), 2, -1)
+    np.testing.assert_allclose(stats["mean"], np.tanh(mean), rtol=1e-4, atol=1e-6)
+    std = 0.9 / (1 + np.exp(-raw - 2)) + 0.1
+    np.testing.assert_allclose(stats["std"], std, rtol=1e-5)
+    assert std.min() > 0.1 and std.max() < 1.0
+    normal = tfd.MultivariateNormalDiag(np.tanh(mean), std)
+    sample = action.sample(stats, action.noise(SEED, [200]))
+    assert np.abs(sample).max() > 1, "nothing is clipped or squashed"
+    np.testing.assert_allclose(
+        action.log_prob(stats, sample), normal.log_prob(sample.numpy()), rtol=1e-3, atol=1e-3
+    )
+    np.testing.assert_allclose(action.entropy(stats), normal.entropy(), rtol=1e-4)
+    np.testing.assert_array_equal(action.mode(stats), stats["mean"])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        sample = action.sample(action.stats(x), action.noise(SEED, [200]))
+    assert (np.abs(tape.gradient(sample, x)) > 0).mean() > 0.9, "reparameterised"

@@ -1,10 +1,10 @@
-"""Adam against NumPy, steps that are skipped, and the loss scale of float16."""
+"""Adam and LaProp against NumPy, steps that are skipped, and the loss scale of float16."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.nets.optimizers import Adam, LossScale
+from veorl_tf.nets.optimizers import OPTIMIZERS, Adam, LaProp, LossScale
 
 
 def make(rng, **options):
@@ -127,3 +127,73 @@ def test_the_loss_scale_of_other_types_stays_one():
     for finite in (False, True, False):
         scale.adapt(tf.constant(finite))
     assert scale.scale.numpy() == 1
+
+
+# ----- DreamerV3's optimiser ----------------------------------------------------------------------
+
+
+def laprop_by_hand(value, grads, lr, agc, warmup, eps=1e-20, b1=0.9, b2=0.999):
+    """Adaptive clip, then RMS with bias correction, then momentum with bias correction."""
+    m = v = np.zeros_like(value)
+    for step, grad in enumerate(grads, 1):
+        limit = agc * max(1e-3, np.linalg.norm(value))
+        norm = np.linalg.norm(grad)
+        grad = grad * limit / norm if norm > limit else grad
+        v = b2 * v + (1 - b2) * grad**2
+        m = b1 * m + (1 - b1) * grad / (np.sqrt(v / (1 - b2**step)) + eps)
+        value = value - lr * min(1, step / warmup) * m / (1 - b1**step)
+    return value
+
+
+def test_laprop_with_adaptive_clipping_is_numpys_for_three_steps(rng):
+    start = {"w": rng.normal(size=(4, 3)), "tiny": np.full(3, 1e-6), "calm": rng.normal(size=5)}
+    scale = {"w": 50.0, "tiny": 1.0, "calm": 1e-3}
+    grads = [{k: scale[k] * rng.normal(size=v.shape) for k, v in start.items()} for _ in range(3)]
+    variables = {k: tf.Variable(v, dtype=tf.float32) for k, v in start.items()}
+    optimizer = LaProp("joint/model", variables, 0.1, 1e-20, clip=0.0, agc=0.3, warmup=2)
+    for step in grads:
+        finite, metrics = optimizer.apply({k: tf.constant(g, tf.float32) for k, g in step.items()})
+        assert finite
+    for key, value in start.items():
+        expected = laprop_by_hand(value, [g[key] for g in grads], 0.1, 0.3, 2)
+        np.testing.assert_allclose(variables[key], expected, rtol=1e-4, atol=1e-6, err_msg=key)
+    norm = np.sqrt(sum((g**2).sum() for g in grads[-1].values()))
+    assert metrics["grad_norm"].numpy() == pytest.approx(norm, rel=1e-5), "before the clip"
+
+
+def test_laprop_is_not_adam(rng):
+    grads = [rng.normal(size=3) * 10**i for i in range(3)]
+    results = []
+    for kind in (Adam, LaProp):
+        variable = tf.Variable(np.ones(3, np.float32))
+        optimizer = kind("a", {"v": variable}, 0.1, 1e-8, clip=0.0)
+        for grad in grads:
+            optimizer.apply({"v": tf.constant(grad, tf.float32)})
+        results.append(variable.numpy())
+    assert np.abs(results[0] - results[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS.values())
+def test_a_step_that_is_not_finite_changes_nothing(kind):
+    variable = tf.Variable([1.0, 2.0])
+    optimizer = kind("a", {"v": variable}, 0.1, agc=0.3, warmup=10)
+    optimizer.apply({"v": tf.constant([1.0, 2.0])})
+    before = {k: v.numpy().copy() for k, v in optimizer.state.items()} | {"v": variable.numpy()}
+    finite, metrics = optimizer.apply({"v": tf.constant([np.nan, 1.0])})
+    assert not finite and metrics["skipped"] == 1
+    after = {k: v.numpy() for k, v in optimizer.state.items()} | {"v": variable.numpy()}
+    for key, value in before.items():
+        if not key.endswith("skipped"):
+            np.testing.assert_array_equal(after[key], value, err_msg=key)
+
+
+def test_the_learning_rate_grows_during_the_warm_up():
+    """Under a constant gradient every step of Adam is as long as the learning rate."""
+    variable = tf.Variable([0.0])
+    optimizer = Adam("a", {"v": variable}, 0.1, 1e-12, warmup=4)
+    places = [0.0]
+    for _ in range(6):
+        optimizer.apply({"v": tf.constant([3.0])})
+        places.append(float(variable[0]))
+    steps = -np.diff(places)
+    np.testing.assert_allclose(steps, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-4)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from veorl_tf.nets.base import Style
 from veorl_tf.nets.distributions import CategoricalLatent, GaussianLatent
 from veorl_tf.nets.rssm import RSSM, GRUCell
 from veorl_tf.nets.scan import scan
@@ -25,7 +26,7 @@ def numpy_gru(cell: GRUCell, x, h, order=(0, 1, 2)):
     update."""
     gates = np.concatenate([x, h], -1) @ cell.dense.kernel.numpy() + cell.dense.bias.numpy()
     gates = (gates - gates.mean(-1, keepdims=True)) / np.sqrt(gates.var(-1, keepdims=True) + 1e-5)
-    gates = gates * cell.norm.gamma.numpy() + cell.norm.beta.numpy()
+    gates = gates * cell.dense.norm.gamma.numpy() + cell.dense.norm.beta.numpy()
     split = np.split(gates, 3, -1)
     reset, candidate, update = (split[i] for i in order)
     candidate = np.tanh(sigmoid(reset) * candidate)
@@ -78,7 +79,7 @@ def test_gru_normalises_its_three_gates_together(built, rng):
     before = cell(x, h).numpy()
     scale = np.concatenate([np.full(6, 10.0), np.ones(12)])
     cell.dense.kernel.assign(cell.dense.kernel.numpy() * scale)
-    cell.norm.gamma.assign(np.concatenate([np.zeros(6), np.ones(12)]))
+    cell.dense.norm.gamma.assign(np.concatenate([np.zeros(6), np.ones(12)]))
     constant_reset = cell(x, h).numpy()
     cell.dense.kernel.assign(cell.dense.kernel.numpy() / scale)
     assert np.abs(constant_reset - cell(x, h).numpy()).max() > 1e-3
@@ -205,3 +206,80 @@ def test_scan_stacks_every_carry(unroll):
     stacked = scan(step, initial, inputs, unroll)
     np.testing.assert_array_equal(stacked["sum"][:, 0], [1, 3, 6])
     np.testing.assert_array_equal(stacked["last"][:, 0], [4, 5, 6])
+
+
+# ----- DreamerV3 of 2023 --------------------------------------------------------------------------
+
+V3 = Style("silu", "layer", 1e-3, biased=False, average_fan=True)
+
+
+@pytest.fixture
+def third(built, rng) -> RSSM:
+    """With weights that say something, the learnt start among them."""
+    latent = CategoricalLatent(3, 5, 0.01)
+    rssm = built(RSSM("trunk", 2, 7, 6, 9, latent, V3, learnt_start=True, bounded=True))
+    for variable in rssm.weights:
+        variable.assign(rng.normal(0, 0.7, variable.shape))
+    return rssm
+
+
+def normed(layer, *x):
+    """A linear layer without bias, LayerNorm, SiLU."""
+    x = np.concatenate(x, -1) @ layer.kernel.numpy()
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3)
+    x = x * layer.norm.gamma.numpy() + layer.norm.beta.numpy()
+    return x * sigmoid(x) if layer.style.activation == "silu" else x
+
+
+def test_only_layers_without_a_norm_have_a_bias(built):
+    rssm = built(RSSM("trunk", 2, 7, 6, 9, CategoricalLatent(3, 5), V3))
+    biases = {v.path for v in rssm.weights if v.path.endswith("bias")}
+    assert biases == {"trunk/img_dist/bias", "trunk/obs_dist/bias"}
+
+
+def test_one_step_is_dreamerv3s(rng, third):
+    stoch, deter, action, embed = (rng.normal(size=(4, n)) for n in (15, 6, 2, 7))
+    tensor = lambda x: tf.constant(x, tf.float32)
+    state = third.initial(4) | {"stoch": tensor(stoch), "deter": tensor(deter)}
+    x = normed(third.img_in, stoch, action / np.maximum(1, np.abs(action)))
+    reset, candidate, update = np.split(normed(third.cell.dense, x, deter), 3, -1)
+    update = sigmoid(update - 1)
+    deter = update * np.tanh(sigmoid(reset) * candidate) + (1 - update) * deter
+    dist = lambda layer, x: x @ layer.kernel.numpy() + layer.bias.numpy()
+    prior = dist(third.img_dist, normed(third.img_out, deter))
+    posterior = dist(third.obs_dist, normed(third.obs_out, deter, embed))
+    noise = third.latent.noise(SEED, [4])
+    for step, logits in (
+        (third.imagine_step(state, tensor(action), noise), prior),
+        (third.observe_step(state, tensor(action), tensor(embed), noise), posterior),
+    ):
+        np.testing.assert_allclose(step["deter"], deter, atol=1e-4)
+        logits = logits.reshape(4, 3, 5)
+        probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        probs = 0.99 * probs + 0.01 / 5
+        np.testing.assert_allclose(tf.nn.softmax(step["logit"]), probs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_start_is_learnt(third):
+    """tanh of a vector, and the mode of the prior there; its gradient comes from the sequence."""
+    state = third.initial(2)
+    start = np.tanh(third.start.numpy())
+    np.testing.assert_allclose(state["deter"], [start, start], atol=1e-6)
+    logit = third.prior(state["deter"])["logit"].numpy()
+    mode = np.eye(5)[logit.argmax(-1)].reshape(2, 15)
+    np.testing.assert_array_equal(state["stoch"], mode)
+    with tf.GradientTape() as tape:
+        posterior, _ = third.observe(tf.ones([2, 3, 7]), tf.ones([2, 3, 2]), SEED)
+        loss = tf.reduce_sum(posterior["deter"])
+    assert np.abs(tape.gradient(loss, third.start.value)).max() > 0
+
+
+def test_a_sequence_of_dreamerv3_is_a_loop_over_steps(third, rng):
+    embed = tf.constant(rng.normal(size=(2, 4, 7)), tf.float32)
+    action = tf.constant(rng.normal(size=(2, 4, 2)), tf.float32)
+    posterior, _ = third.observe(embed, action, SEED)
+    noise, state = third.latent.noise(SEED, [4, 2]), third.initial(2)
+    for t in range(4):
+        state = third.observe_step(state, action[:, t], embed[:, t], noise[t])
+        for key, value in state.items():
+            np.testing.assert_allclose(posterior[key][:, t], value, atol=1e-4)

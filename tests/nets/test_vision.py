@@ -86,8 +86,8 @@ def test_image_error_is_the_likelihood_without_its_constant(rng):
 @pytest.mark.parametrize("value", [0, 255])
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_black_and_white_images_are_finite(value, precision, built):
-    encoder = built(Encoder("encoder", 4, precision))
-    decoder = built(Decoder("image", encoder.size, 4, precision))
+    encoder = built(Encoder("encoder", 4, dtype=precision))
+    decoder = built(Decoder("image", encoder.size, 4, dtype=precision))
     image = preprocess(tf.fill([1, 64, 64, 3], tf.constant(value, tf.uint8)))
     variables = [v.value for v in encoder.weights + decoder.weights]
     with tf.GradientTape() as tape:

@@ -5,16 +5,16 @@ from typing import Any
 
 import tensorflow as tf
 
-from veorl_tf.agents.behavior import Inputs, Trajectory
+from veorl_tf.agents.behavior import Inputs, ReturnScale, Trajectory
 from veorl_tf.agents.objectives import global_mean
 from veorl_tf.agents.registry import BACKBONES, LEARNERS, find
 from veorl_tf.agents.stage import Stage, split_seed
 from veorl_tf.agents.world_model import WorldModel
 from veorl_tf.nets.base import Net, initialise
-from veorl_tf.nets.distributions import ACTIONS
-from veorl_tf.nets.optimizers import Adam, LossScale
-from veorl_tf.nets.rssm import RSSM, State
-from veorl_tf.nets.vision import Decoder, preprocess
+from veorl_tf.nets.distributions import make_action
+from veorl_tf.nets.optimizers import OPTIMIZERS, LossScale, Optimizer
+from veorl_tf.nets.rssm import Dynamics, State
+from veorl_tf.nets.vision import preprocess
 
 
 @dataclass(frozen=True)
@@ -50,44 +50,56 @@ class Agent:
         encoder = self.add(self.parts.encoder("encoder"))
         trunk = self.add(self.parts.rssm("trunk", self.action_space.size, encoder.size))
         width = trunk.feature_size
-        decoder = self.add(self.parts.decoder("image", width))
-        reward = self.add(self.parts.head("reward", width, 1))
+        decoder = self.add(self.parts.decoder("image"))
+        reward = self.add(self.parts.head("reward", width, self.parts.scalar.outputs))
         discount = None
-        if config.v2.discount_head:
+        if self.parts.has_discount:
             discount = self.add(self.parts.head("discount", width, 1))
         self.model = WorldModel(
+            self.parts,
             encoder,
             trunk,
             decoder,
             reward,
             discount,
             gamma=config.behavior.gamma,
+            decides=config.behavior.discount == "mode",
             reward_map=config.data.reward,
-            free=config.kl.free,
-            balance=config.kl.balance,
         )
         self.create_behavior(width)
 
     def create_behavior(self, width: int) -> None:
         """Actor, critic and slow critic over inputs of `width`."""
-        keys = self.config.behavior
-        action = ACTIONS[keys.actor](self.action_space.size)
+        keys, space, scalar = self.config.behavior, self.action_space, self.parts.scalar
+        action = make_action(keys.actor, space.size, space.discrete, keys.unimix)
         actor = self.add(self.parts.head("actor", width, action.outputs))
-        critic = self.add(self.parts.head("critic", width, 1))
-        slow = self.add(self.parts.head("slow_critic", width, 1, like="critic"))
+        critic = self.add(self.parts.head("critic", width, scalar.outputs))
+        slow = self.add(self.parts.head("slow_critic", width, scalar.outputs, like="critic"))
+        scale = None
+        if keys.return_rate:
+            scale = self.add(ReturnScale("return_scale", keys.return_rate))
+        gradient = keys.gradient
+        if gradient == "auto":
+            gradient = "reinforce" if space.discrete else "dynamics"
         self.learner = find(LEARNERS, "behavior.learner", keys.learner)(
             self,
             actor,
             critic,
             slow,
             action,
+            scalar,
+            scale,
             indexing=keys.indexing,
             horizon=keys.horizon,
+            gamma=keys.gamma,
             lambda_=keys["lambda"],
-            gradient=keys.gradient,
+            gradient=gradient,
             mix=keys.mix,
             entropy=keys.entropy,
             slow_every=keys.slow_every,
+            slow_fraction=keys.slow_fraction,
+            slow_target=keys.slow_target,
+            slow_pull=keys.slow_pull,
             unroll=self.config.unroll,
         )
 
@@ -100,12 +112,10 @@ class Agent:
         nets = [self.nets[name] for name in names] if names else self.nets.values()
         return {v.path: v.value for net in nets for v in net.weights}
 
-    def group(self, stage: str, name: str, *nets: str) -> Adam:
+    def group(self, stage: str, name: str, *nets: str) -> Optimizer:
         """The optimiser of group `name` (its keys in the configuration) over the named nets."""
-        keys = self.config[name]
-        return Adam(
-            f"{stage}/{name}", self.weights(*nets), keys.lr, keys.eps, keys.clip, keys.decay
-        )
+        keys, make = self.config[name], OPTIMIZERS[self.config.optimizer]
+        return make(f"{stage}/{name}", self.weights(*nets), **keys.to_dict())
 
     def loss_scale(self, stage: str) -> LossScale:
         return LossScale(stage, self.config.precision == "mixed_float16")
@@ -129,24 +139,20 @@ class Agent:
         seed: tf.Tensor,
         sample: bool = False,
     ) -> tuple[tf.Tensor, State]:
-        """Acts on `image [B, 64, 64, 3]` uint8; rows where `is_first [B]` start from zeros.
+        """Acts on `image [B, 64, 64, 3]` uint8; rows where `is_first [B]` start afresh.
 
         `state` is `initial(B)` or what the last call returned (it holds the action taken); the
         latent is sampled with `seed [2]`; the action is the actor's mode, or a sample. Returns
         actions `[B, A]` in [-1, 1] or one-hot, and the next state, float32 in any precision.
         """
-        keep = 1.0 - tf.cast(is_first, tf.float32)
-        masked = {
-            k: v * tf.cast(tf.reshape(keep, [-1] + [1] * (len(v.shape) - 1)), v.dtype)
-            for k, v in state.items()
-        }
         latent_seed, action_seed, hook_seed = split_seed(seed, 3)
         count = tf.shape(image)[0]
+        first = lambda x: tf.reshape(is_first, [-1] + [1] * (len(x.shape) - 1))
+        state = {k: tf.where(first(v), v, state[k]) for k, v in self.initial(count).items()}
         rssm, actor = self.model.rssm, self.learner.actor
-        latent = {k: v for k, v in masked.items() if k != "action"}
         latent = rssm.observe_step(
-            latent,
-            masked["action"],
+            {k: v for k, v in state.items() if k != "action"},
+            state["action"],
             self.model.encoder(preprocess(image)),
             rssm.latent.noise(latent_seed, [count]),
         )
@@ -154,6 +160,7 @@ class Agent:
         stats = dist.stats(actor(self.features((), latent, hook_seed).actor))
         noise = dist.noise(action_seed, [count])
         action = dist.sample(stats, noise) if sample else dist.mode(stats)
+        action = tf.clip_by_value(action, -1.0, 1.0)
         return action, as_float32({**latent, "action": action})
 
     def initial(self, batch) -> State:
@@ -174,8 +181,8 @@ class Agent:
 
     def open_loop(
         self,
-        rssm: RSSM,
-        decoder: Decoder,
+        rssm: Dynamics,
+        decoder: Net,
         embed,
         action,
         image,
@@ -213,14 +220,12 @@ class Agent:
         return self.model.rssm.latent.noise(seed, leading)
 
     def reward(self, rollout: Trajectory, seed: tf.Tensor) -> tuple[tf.Tensor, dict]:
-        """The reward head's mean in states 0 ... n-2."""
-        states = {k: v[:-1] for k, v in rollout.state.items()}
-        reward = self.model.reward(self.model.rssm.features(states))
+        """The reward head's mean."""
+        reward = self.model.reward(self.model.rssm.features(rollout.state))
         return reward, {"extrinsic_reward": global_mean(reward)}
 
     def discount(self, rollout: Trajectory) -> tf.Tensor:
-        states = {k: v[:-1] for k, v in rollout.state.items()}
-        return self.model.discount(self.model.rssm.features(states))
+        return self.model.discount(self.model.rssm.features(rollout.state))
 
 
 def as_float32(state: State) -> State:

@@ -5,10 +5,16 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from veorl_tf.agents.objectives import discount_weights, global_mean, lambda_return
+from veorl_tf.agents.objectives import (
+    discount_weights,
+    global_mean,
+    lambda_return,
+    percentiles,
+)
 from veorl_tf.agents.stage import split_seed
 from veorl_tf.core.errors import UserError
-from veorl_tf.nets.base import MLP
+from veorl_tf.nets import initial
+from veorl_tf.nets.base import MLP, Net
 from veorl_tf.nets.parallel import own
 from veorl_tf.nets.rssm import State
 from veorl_tf.nets.scan import scan
@@ -45,10 +51,10 @@ class Imagination(Protocol):
         """Noise for `imagine_step`."""
 
     def reward(self, trajectory: Trajectory, seed: tf.Tensor) -> tuple[tf.Tensor, dict]:
-        """Rewards `[n-1, N]` of states 0 ... n-2 over the whole rollout, and metrics."""
+        """Rewards `[n, N]` of arriving in the trajectory's states, and metrics."""
 
     def discount(self, trajectory: Trajectory) -> tf.Tensor:
-        """Discounts `[n-1, N]` of states 0 ... n-2."""
+        """Discounts `[n, N]` of the trajectory's states."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +64,53 @@ class Indexing:
     `veorl`: H states; the action chosen in s_t is judged by R_t, baseline the critic itself.
     `dreamerv2`: H + 1 states; the action chosen in s_t is judged by R_{t+1} (R_t contains r_t,
     which the action cannot change), baseline the slow critic, the first discount is the data's.
+    `dreamerv3`: H + 1 states; returns count rewards from the next state on, R_t = r_{t+1} +
+    d_{t+1} ..., and the action chosen in s_t is judged by R_t; every weight contains whether the
+    data went on in the first state.
     """
 
-    extra_state: int
-    shift: int
-    slow_baseline: bool
-    first_discount_from_data: bool
+    extra_state: int = 0
+    shift: int = 0
+    slow_baseline: bool = False
+    first_discount_from_data: bool = False
+    arriving: bool = False
 
 
 INDEXING = {
-    "veorl": Indexing(0, 0, False, False),
-    "dreamerv2": Indexing(1, 1, True, True),
+    "veorl": Indexing(),
+    "dreamerv2": Indexing(1, 1, slow_baseline=True, first_discount_from_data=True),
+    "dreamerv3": Indexing(1, arriving=True),
 }
 
 
+class ReturnScale(Net):
+    """How far the returns of a batch lie apart: the range from their 5th to their 95th percentile,
+    averaged over updates (Hafner et al. 2023, eq. 12), at least 1."""
+
+    LOW, HIGH = 5.0, 95.0
+
+    def __init__(self, name: str, rate: float):
+        super().__init__(name)
+        self.rate = rate
+
+    def build(self):
+        self.range = self.add_weight((2,), "range", initial.zeros)
+
+    def update(self, returns: tf.Tensor) -> tf.Tensor:
+        """The averages `[2]` after a batch of returns; nothing is assigned."""
+        batch = tf.stack(percentiles(returns, self.LOW, self.HIGH))
+        moved = (1 - self.rate) * self.range.value + self.rate * batch
+        return tf.where(tf.reduce_all(tf.math.is_finite(moved)), moved, self.range.value)
+
+    @staticmethod
+    def divisor(averages: tf.Tensor) -> tf.Tensor:
+        return tf.maximum(1.0, averages[1] - averages[0])
+
+
 class ImaginedActorCritic:
-    """DreamerV2's behaviour learner. `actor`, `critic`, `slow` are MLPs, `action` the actor's
-    distribution; the numbers are those of the configuration's `behavior` keys."""
+    """Dreamer's behaviour learner. `actor`, `critic`, `slow` are MLPs, `action` the actor's
+    distribution, `scalar` what the critics say; the numbers are those of the configuration's
+    `behavior` keys. `scale` divides the returns that the actor sees, or is None."""
 
     def __init__(
         self,
@@ -83,30 +119,47 @@ class ImaginedActorCritic:
         critic: MLP,
         slow: MLP,
         action,
+        scalar,
+        scale: ReturnScale | None,
         *,
         indexing: str,
         horizon: int,
+        gamma: float,
         lambda_: float,
         gradient: str,
         mix: float,
         entropy: float,
         slow_every: int,
+        slow_fraction: float,
+        slow_target: bool,
+        slow_pull: float,
         unroll: bool,
     ):
         if horizon < 3:
             raise UserError(f"--behavior.horizon {horizon}: at least 3")
-        self.model, self.action = model, action
+        self.model, self.action, self.scalar, self.scale = model, action, scalar, scale
         self.actor, self.critic, self.slow = actor, critic, slow
         self.indexing = INDEXING[indexing]
-        self.horizon, self.lambda_ = horizon, lambda_
+        self.horizon, self.gamma, self.lambda_ = horizon, gamma, lambda_
         self.gradient, self.mix, self.entropy = gradient, mix, entropy
-        self.slow_every, self.unroll = slow_every, unroll
+        self.slow_every, self.slow_fraction = slow_every, slow_fraction
+        self.slow_target, self.slow_pull = slow_target, slow_pull
+        self.unroll = unroll
 
-    def copy_slow(self, index: tf.Tensor) -> None:
-        """Hard copy of the critic before updates 0, `slow_every`, 2 `slow_every`, ..."""
+    def update_slow(self, index: tf.Tensor) -> None:
+        """Before updates 0, `slow_every`, 2 `slow_every`, ... the slow critic goes `slow_fraction`
+        of the way to the critic; the first time all of it."""
         due = tf.equal(index % self.slow_every, 0)
+        share = tf.where(tf.equal(index, 0), 1.0, self.slow_fraction)
+        share = tf.where(due, share, 0.0)
         for slow, fast in zip(self.slow.weights, self.critic.weights):
-            own(slow.value).assign(tf.where(due, fast.value, slow.value))
+            own(slow.value).assign((1 - share) * slow.value + share * fast.value)
+
+    def keep_scale(self, metrics) -> None:
+        """After an update: the averages that its losses were computed with."""
+        if self.scale is not None:
+            averages = tf.stack([metrics["return_low"], metrics["return_high"]])
+            own(self.scale.range.value).assign(averages)
 
     def rollout(self, start: State, seed: tf.Tensor) -> Trajectory:
         """Imagines from `start [N, ...]`. The policy sees its input with the gradient stopped, so
@@ -138,23 +191,35 @@ class ImaginedActorCritic:
         )
         return Trajectory(with_first(start, states), with_first(first, inputs), action, policy)
 
-    def losses(self, start: State, seed: tf.Tensor, start_discount=None):
-        """Terms `actor`, `critic` and metrics from start states `[N, ...]` (no gradient to them).
+    def losses(self, start: State, seed: tf.Tensor, goes_on=None):
+        """Terms `actor`, `critic`, metrics, and the returns `[N]` of the start states `[N, ...]`
+        (no gradient to them).
 
-        `start_discount [N]` is the data's discount of the start states, where it is known.
+        `goes_on [N]` is the data's discount of the start states, 0 where an episode truly ended.
         """
         rollout_seed, reward_seed = split_seed(seed, 2)
         rollout = self.rollout(start, rollout_seed)
-        reward, metrics = self.model.reward(rollout, reward_seed)
-        discount = self.model.discount(rollout)
-        if self.indexing.first_discount_from_data and start_discount is not None:
-            discount = tf.concat([start_discount[None], discount[1:]], 0)
-        value = tf.squeeze(self.slow(rollout.inputs.critic), -1)
+        judged = rollout if self.indexing.arriving else before_last(rollout)
+        reward, metrics = self.model.reward(judged, reward_seed)
+        discount = self.model.discount(judged)
+        value = self._value(self.slow if self.slow_target else self.critic, rollout)
+        if self.indexing.arriving:
+            reward, discount = reward[1:], discount[1:]
+            first = tf.ones_like(discount[0]) if goes_on is None else goes_on
+            weight = first * discount_weights(discount)
+        else:
+            if self.indexing.first_discount_from_data and goes_on is not None:
+                discount = tf.concat([self.gamma * goes_on[None], discount[1:]], 0)
+            weight = discount_weights(discount)
         target = lambda_return(reward, value, discount, self.lambda_)
-        weight = discount_weights(discount)
+        divisor = 1.0
+        if self.scale is not None:
+            averages = self.scale.update(target)
+            divisor = self.scale.divisor(averages)
+            metrics |= {"return_low": averages[0], "return_high": averages[1]}
         entropy, mean = self.action.entropy(rollout.policy), global_mean(target)
-        actor = self._actor_loss(rollout, target, weight, entropy, value)
-        critic, predicted = self._critic_loss(rollout, target, weight)
+        actor = self._actor_loss(rollout, target, weight, entropy, value, divisor)
+        critic, predicted = self._critic_loss(rollout.inputs.critic, target, weight)
         metrics |= {
             "actor_entropy": global_mean(entropy),
             "return": mean,
@@ -162,30 +227,54 @@ class ImaginedActorCritic:
             "imagined_reward": global_mean(reward),
             "return_std": tf.sqrt(global_mean(tf.square(target - mean))),
         }
-        return {"actor": actor, "critic": critic}, metrics
+        return {"actor": actor, "critic": critic}, metrics, tf.stop_gradient(target[0])
 
-    def _actor_loss(self, rollout, target, weight, entropy, slow_value):
+    def replay_loss(self, inputs, reward, goes_on, returns) -> tf.Tensor:
+        """The critic's loss on stored sequences, time first (DreamerV3, 2025): lambda-returns of
+        their rewards `[T, B]`, where the returns imagined from each state stand for its value.
+
+        The gradient reaches what `inputs [T, B, ...]` (the critic's) were made of.
+        """
+        target = lambda_return(reward[1:], returns, self.gamma * goes_on[1:], self.lambda_)
+        return global_mean(self._critic_errors(inputs[:-1], target)[0])
+
+    def _value(self, net: MLP, rollout: Trajectory) -> tf.Tensor:
+        return self.scalar.mean(net(rollout.inputs.critic))
+
+    def _actor_loss(self, rollout, target, weight, entropy, value, divisor):
         shift = self.indexing.shift
         terms = target.shape[0] - shift
-        objective = target[shift:]
+        objective = target[shift:] / divisor
         if self.gradient in ("reinforce", "both"):
-            inputs = tf.stop_gradient(rollout.inputs.critic[:terms])
-            baseline = (
-                slow_value[:terms]
-                if self.indexing.slow_baseline
-                else tf.squeeze(self.critic(inputs), -1)
-            )
+            baseline = value[:terms]
+            if not self.indexing.slow_baseline and self.slow_target:
+                baseline = self.scalar.mean(self.critic(rollout.inputs.critic[:terms]))
             policy = {k: v[:terms] for k, v in rollout.policy.items()}
             action = tf.stop_gradient(rollout.action[:terms])
-            advantage = tf.stop_gradient(objective - baseline)
+            advantage = tf.stop_gradient(objective - baseline / divisor)
             reinforce = self.action.log_prob(policy, action) * advantage
             mix = {"reinforce": 0.0, "both": self.mix}[self.gradient]
             objective = reinforce if mix == 0.0 else mix * objective + (1 - mix) * reinforce
         return -global_mean(weight[:terms] * (objective + self.entropy * entropy[:terms]))
 
-    def _critic_loss(self, rollout, target, weight):
-        """Half the squared error: Normal(V, 1)'s negative log-likelihood without its constant."""
-        inputs = tf.stop_gradient(rollout.inputs.critic[: target.shape[0]])
-        predicted = tf.squeeze(self.critic(inputs), -1)
-        error = tf.square(predicted - tf.stop_gradient(target))
-        return global_mean(weight * 0.5 * error), predicted
+    def _critic_loss(self, inputs, target, weight):
+        error, predicted = self._critic_errors(tf.stop_gradient(inputs[: target.shape[0]]), target)
+        return global_mean(weight * error), predicted
+
+    def _critic_errors(self, inputs, target):
+        """Loss of the target (no gradient to it), and of what the slow critic says, `[n, N]`; and
+        the prediction."""
+        outputs = self.critic(inputs)
+        error = self.scalar.loss(outputs, target)
+        if self.slow_pull:
+            slow = self.scalar.mean(self.slow(tf.stop_gradient(inputs)))
+            error += self.slow_pull * self.scalar.loss(outputs, slow)
+        return error, self.scalar.mean(outputs)
+
+
+def before_last(rollout: Trajectory) -> Trajectory:
+    """The rollout without its last state, and without the action that led there."""
+    cut = lambda nest: tf.nest.map_structure(lambda x: x[:-1], nest)
+    return Trajectory(
+        cut(rollout.state), cut(rollout.inputs), cut(rollout.action), cut(rollout.policy)
+    )

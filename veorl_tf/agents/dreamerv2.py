@@ -16,23 +16,24 @@ class DreamerV2(Agent):
         return [self.model_stage(), self.behavior_stage()]
 
     def model_stage(self) -> Stage:
-        config = self.config
-        nets = ["encoder", "trunk", "image", "reward"]
-        nets += ["discount"] if config.v2.discount_head else []
-        scales = {
-            "image": config.scale.image,
-            "reward": config.scale.reward,
-            "kl": config.kl.scale,
-            "discount": config.scale.discount,
-        }
         return Stage(
             name="model",
             losses=self.model_losses,
             streams={"target": self.target_stream()},
-            scales={name: scales[name] for name in self.model.loss_names},
-            groups={"model": self.group("model", "model", *nets)},
+            scales=self.model_scales(),
+            groups={"model": self.group("model", "model", *self.model_nets())},
             loss_scale=self.loss_scale("model"),
         )
+
+    def model_nets(self) -> list[str]:
+        nets = ["encoder", "trunk", "image", "reward", "discount"]
+        return [name for name in nets if name in self.nets]
+
+    def model_scales(self) -> dict[str, float]:
+        scale = self.config.scale
+        scales = {"image": scale.image, "reward": scale.reward, "discount": scale.discount}
+        scales |= self.parts.kl_scales
+        return {name: scales[name] for name in self.model.loss_names}
 
     def behavior_stage(self) -> Stage:
         """The model is frozen, so every frame is embedded once."""
@@ -49,7 +50,8 @@ class DreamerV2(Agent):
                 "critic": self.group("behavior", "critic", "critic"),
             },
             loss_scale=self.loss_scale("behavior"),
-            before_update=self.learner.copy_slow,
+            before_update=self.learner.update_slow,
+            after_update=self.learner.keep_scale,
             evaluates=True,
         )
 
@@ -65,6 +67,11 @@ class DreamerV2(Agent):
         """Imagines from every posterior state of the batch; the model is frozen."""
         model_seed, behavior_seed = split_seed(seed, 2)
         posterior, _ = self.model.observe(batches["target"], model_seed)
-        discount = self.config.behavior.gamma * tf.reshape(batches["target"]["discount"], [-1])
-        first = discount if self.config.v2.discount_head else None
-        return self.learner.losses(flat_states(posterior), behavior_seed, first)
+        terms, metrics, _ = self.imagine_losses(batches["target"], posterior, behavior_seed)
+        return terms, metrics
+
+    def imagine_losses(self, batch, posterior, seed: tf.Tensor):
+        """The learner's losses, metrics and returns from every posterior state `[B, T, ...]`."""
+        goes_on = tf.reshape(tf.cast(batch["discount"], tf.float32), [-1])
+        goes_on = goes_on if self.parts.has_discount else None
+        return self.learner.losses(flat_states(posterior), seed, goes_on)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from veorl_tf.nets.parallel import replicas, total
+from veorl_tf.nets.parallel import everywhere, replicas, total
 
 
 def global_mean(x: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
@@ -37,6 +37,31 @@ def balanced_kl(latent, posterior, prior, free: float, balance: float, mask=None
     to_prior = global_mean(latent.kl(stats(posterior, True), stats(prior, False)), mask)
     loss = balance * tf.maximum(free, to_prior) + (1 - balance) * tf.maximum(free, to_posterior)
     return loss, tf.stop_gradient(to_prior)
+
+
+def two_sided_kl(latent, posterior, prior, free: float):
+    """KL of DreamerV3 (Hafner et al. 2023, eq. 5) per element: `[B, T]` dynamics and representation
+    losses, each with `free` nats of its own, and the KL in nats, without gradient."""
+    keys = latent.shapes
+    stats = lambda state, stop: {k: tf.stop_gradient(state[k]) if stop else state[k] for k in keys}
+    dyn = latent.kl(stats(posterior, True), stats(prior, False))
+    rep = latent.kl(stats(posterior, False), stats(prior, True))
+    return tf.maximum(dyn, free), tf.maximum(rep, free), tf.stop_gradient(dyn)
+
+
+def percentiles(x: tf.Tensor, low: float, high: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Two percentiles (of 100) of all the numbers in `x`, over all replicas, without gradient;
+    between neighbours they are interpolated."""
+    x = tf.sort(tf.reshape(everywhere(tf.stop_gradient(tf.cast(x, tf.float32))), [-1]))
+    last = int(x.shape[0]) - 1
+
+    def at(percent: float) -> tf.Tensor:
+        place = percent / 100 * last
+        below = min(int(place), max(last - 1, 0))
+        share = place - below
+        return x[below] * (1 - share) + x[min(below + 1, last)] * share
+
+    return at(low), at(high)
 
 
 def linear_mmd(left: tf.Tensor, right: tf.Tensor, left_mask=None, right_mask=None) -> tf.Tensor:

@@ -1,29 +1,108 @@
-"""The parts that agents are made of, by the name of a backbone."""
+"""The parts that agents are made of, by the name of a backbone: nets, distributions, and the losses
+that go with them.
 
-from veorl_tf.nets.base import MLP
-from veorl_tf.nets.distributions import make_latent
+A backbone's methods make nets that are not built yet. `latent` is the latent of every world model,
+`scalar` what reward heads and critics say of a number, `has_discount` whether the end of episodes
+is learnt, `starts_blank` whether a world model ignores the action that led to a window's first
+frame.
+"""
+
+import tensorflow as tf
+
+from veorl_tf.agents.objectives import balanced_kl, global_mean, two_sided_kl
+from veorl_tf.nets.base import MLP, Net, Style
+from veorl_tf.nets.block_rssm import BlockRSSM
+from veorl_tf.nets.distributions import CategoricalLatent, make_latent
 from veorl_tf.nets.rssm import RSSM
-from veorl_tf.nets.vision import Decoder, Encoder
+from veorl_tf.nets.scalars import TwoHot, UnitNormal
+from veorl_tf.nets.vision import Decoder, Encoder, image_error
+from veorl_tf.nets.vision3 import (
+    PooledEncoder,
+    StridedDecoder,
+    StridedEncoder,
+    UpsamplingDecoder,
+)
 
 
-class V2:
-    """DreamerV2's parts in the sizes of the configuration's `v2` keys.
+class Backbone:
+    """What the backbones share: heads are MLPs, deep as the sizes' `<like>_layers` say."""
 
-    Methods make nets that are not built yet; `latent` is the latent of every world model.
-    """
+    style: Style
+    units: int
+    starts_blank = False
 
     def __init__(self, config):
-        self.sizes, self.precision, self.unroll = config.v2, config.precision, config.unroll
-        self.latent = make_latent(self.sizes.latent, self.sizes.stoch, self.sizes.classes)
+        self.config, self.precision, self.unroll = config, config.precision, config.unroll
 
-    def encoder(self, name: str) -> Encoder:
-        return Encoder(name, self.sizes.depth, self.precision, self.sizes.activation)
+    def layers(self, head: str) -> int:
+        """Hidden layers of `reward`, `discount`, `critic` or `actor`."""
+        raise NotImplementedError("layers(head) -> int")
 
-    def decoder(self, name: str, width: int) -> Decoder:
-        return Decoder(name, width, self.sizes.depth, self.precision, self.sizes.activation)
+    def out_scale(self, head: str) -> float:
+        """Scale of a head's output at the start."""
+        return 1.0
 
-    def rssm(self, name: str, action: int, embed: int) -> RSSM:
+    def head(self, name: str, width: int, out: int, like: str = "") -> MLP:
+        """An MLP from features to `out` numbers, a head such as `like` (`name`)."""
+        kind = like or name
+        return MLP(
+            name,
+            width,
+            self.units,
+            self.layers(kind),
+            out,
+            self.style,
+            self.precision,
+            self.out_scale(kind),
+        )
+
+    def encoder(self, name: str) -> Net:
+        raise NotImplementedError("encoder(name) -> Net")
+
+    def decoder(self, name: str) -> Net:
+        """From a world model's features to images."""
+        raise NotImplementedError("decoder(name) -> Net")
+
+    def rssm(self, name: str, action: int, embed: int) -> Net:
         """A world model driven by vectors of width `action`, observing ones of width `embed`."""
+        raise NotImplementedError("rssm(name, action, embed) -> Dynamics")
+
+    def image_error(self, mean: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        """The image loss `[...]` of predicted and true images `[..., H, W, C]`."""
+        raise NotImplementedError("image_error(mean, image) -> [...]")
+
+    @property
+    def kl_scales(self) -> dict[str, float]:
+        """Weights of the terms of `kl`."""
+        raise NotImplementedError("kl_scales -> {term: weight}")
+
+    def kl(self, posterior, prior, mask=None) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """The KL's terms by name and its mean in nats, of states `[B, T, ...]`."""
+        raise NotImplementedError("kl(posterior, prior, mask) -> terms, nats")
+
+
+class V2(Backbone):
+    """DreamerV2's parts in the sizes of the configuration's `v2` keys."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.sizes, self.units = config.v2, config.v2.units
+        self.style = Style(config.v2.activation)
+        self.latent = make_latent(self.sizes.latent, self.sizes.stoch, self.sizes.classes)
+        self.feature_size = self.latent.size + self.sizes.deter
+        self.scalar = UnitNormal()
+        self.has_discount = config.v2.discount_head
+
+    def layers(self, head):
+        return self.sizes[f"{head}_layers"]
+
+    def encoder(self, name):
+        return Encoder(name, self.sizes.depth, self.style, self.precision)
+
+    def decoder(self, name):
+        return Decoder(name, self.feature_size, self.sizes.depth, self.style, self.precision)
+
+    def rssm(self, name, action, embed):
         sizes = self.sizes
         return RSSM(
             name,
@@ -32,15 +111,126 @@ class V2:
             sizes.deter,
             sizes.hidden,
             self.latent,
-            sizes.activation,
+            self.style,
             self.unroll,
             self.precision,
         )
 
-    def head(self, name: str, width: int, out: int, like: str = "") -> MLP:
-        """An MLP from features to `out` numbers, as deep as `<like>_layers` (`<name>_layers`) says:
-        `reward`, `discount`, `critic` or `actor`."""
-        layers = self.sizes[f"{like or name}_layers"]
-        return MLP(
-            name, width, self.sizes.units, layers, out, self.sizes.activation, self.precision
+    def image_error(self, mean, image):
+        return image_error(mean, image)
+
+    @property
+    def kl_scales(self):
+        return {"kl": self.config.kl.scale}
+
+    def kl(self, posterior, prior, mask=None):
+        keys = self.config.kl
+        loss, nats = balanced_kl(self.latent, posterior, prior, keys.free, keys.balance, mask)
+        return {"kl": loss}, nats
+
+
+class V3(Backbone):
+    """DreamerV3's parts as in 2023 (arXiv 2301.04104v1) in the sizes of the `v3` keys."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.sizes, self.units = config.v3, config.v3.units
+        self.style = Style("silu", "layer", 1e-3, biased=False, average_fan=True)
+        self.latent = CategoricalLatent(self.sizes.stoch, self.sizes.classes, self.sizes.unimix)
+        self.feature_size = self.latent.size + self.sizes.deter
+        self.scalar = TwoHot(self.sizes.bins)
+        self.has_discount = True
+
+    starts_blank = True
+
+    def layers(self, head):
+        return self.sizes.layers
+
+    def out_scale(self, head):
+        return {"reward": 0.0, "critic": 0.0}.get(head, 1.0)
+
+    def encoder(self, name):
+        return StridedEncoder(name, self.sizes.depth, self.style, self.precision)
+
+    def decoder(self, name):
+        return StridedDecoder(name, self.feature_size, self.sizes.depth, self.style, self.precision)
+
+    def rssm(self, name, action, embed):
+        sizes = self.sizes
+        return RSSM(
+            name,
+            action,
+            embed,
+            sizes.deter,
+            sizes.units,
+            self.latent,
+            self.style,
+            self.unroll,
+            self.precision,
+            learnt_start=True,
+            bounded=True,
+        )
+
+    def image_error(self, mean, image):
+        """The squared error, summed."""
+        return 2 * image_error(mean, image)
+
+    @property
+    def kl_scales(self):
+        return {"dyn": self.config.kl.dyn, "rep": self.config.kl.rep}
+
+    def kl(self, posterior, prior, mask=None):
+        dyn, rep, nats = two_sided_kl(self.latent, posterior, prior, self.config.kl.free)
+        return {"dyn": global_mean(dyn, mask), "rep": global_mean(rep, mask)}, global_mean(
+            nats, mask
+        )
+
+
+class Nature(V3):
+    """DreamerV3's parts as in 2025 (Nature 640) in the sizes of the `nature` keys."""
+
+    def __init__(self, config):
+        Backbone.__init__(self, config)
+        self.sizes, self.units = config.nature, config.nature.units
+        self.style = Style("silu", "rms", 1e-4, average_fan=False)
+        self.latent = CategoricalLatent(self.sizes.stoch, self.sizes.classes, self.sizes.unimix)
+        self.feature_size = self.latent.size + self.sizes.deter
+        self.scalar = TwoHot(self.sizes.bins, raw=True)
+        self.has_discount = True
+
+    def layers(self, head):
+        return self.sizes[f"{head}_layers"]
+
+    def out_scale(self, head):
+        return {"reward": 0.0, "critic": 0.0, "actor": 0.01}.get(head, 1.0)
+
+    def encoder(self, name):
+        return PooledEncoder(name, self.sizes.depth, self.style, self.precision)
+
+    def decoder(self, name):
+        sizes = self.sizes
+        return UpsamplingDecoder(
+            name,
+            self.latent.size,
+            sizes.deter,
+            sizes.depth,
+            sizes.units,
+            self.style,
+            sizes.blocks,
+            self.precision,
+        )
+
+    def rssm(self, name, action, embed):
+        sizes = self.sizes
+        return BlockRSSM(
+            name,
+            action,
+            embed,
+            sizes.deter,
+            sizes.hidden,
+            self.latent,
+            self.style,
+            sizes.blocks,
+            self.unroll,
+            self.precision,
         )

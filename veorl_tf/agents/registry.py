@@ -8,9 +8,14 @@ from veorl_tf.core.errors import UserError, nearest
 
 AGENTS = {
     "dreamerv2": "veorl_tf.agents.dreamerv2:DreamerV2",
+    "dreamerv3": "veorl_tf.agents.dreamerv3:DreamerV3",
     "veorl": "veorl_tf.agents.veorl:VeoRL",
 }
-BACKBONES = {"v2": "veorl_tf.agents.parts:V2"}
+BACKBONES = {
+    "v2": "veorl_tf.agents.parts:V2",
+    "v3": "veorl_tf.agents.parts:V3",
+    "nature": "veorl_tf.agents.parts:Nature",
+}
 LEARNERS = {"imagined": "veorl_tf.agents.behavior:ImaginedActorCritic"}
 
 

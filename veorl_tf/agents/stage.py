@@ -46,10 +46,11 @@ class Stage:
     """One stage of training.
 
     `losses(batches, seed)` returns the terms (scalars by name, whose names must equal those of
-    `scales`) and metrics. `groups` are the optimiser groups, disjoint sets of variables, that one
-    gradient of the weighted sum trains. `columns` are computed before the first update from what
-    the stage leaves as it is. `begin` runs once before the first update, `before_update` before
-    each, inside the graph, with the update's index.
+    `scales`) and metrics. `groups` are the optimiser groups, disjoint sets of variables; each
+    descends the weighted sum of the terms that `descends` names for it, or of all. `columns` are
+    computed before the first update from what the stage leaves as it is. `begin` runs once before
+    the first update, `before_update` before each, inside the graph, with the update's index,
+    `after_update` after each with its metrics.
     """
 
     name: str
@@ -58,10 +59,12 @@ class Stage:
     scales: Mapping[str, float]
     groups: Mapping[str, Adam]
     loss_scale: LossScale
+    descends: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     columns: tuple[Column, ...] = ()
     evaluates: bool = False
     begin: Callable[[], None] = field(default=lambda: None)
     before_update: Callable[[tf.Tensor], None] = field(default=lambda index: None)
+    after_update: Callable[[Mapping[str, tf.Tensor]], None] = field(default=lambda metrics: None)
 
     def start(self) -> None:
         """What happens once before the first update: `begin`, and fresh optimisers."""
@@ -75,6 +78,15 @@ class Stage:
         """The optimisers' variables, by path."""
         parts = [*self.groups.values(), self.loss_scale]
         return {path: v for part in parts for path, v in part.state.items()}
+
+    @property
+    def sums(self) -> dict[tuple[str, ...], dict[str, tf.Variable]]:
+        """The variables by the terms that they descend."""
+        sums: dict[tuple[str, ...], dict[str, tf.Variable]] = {}
+        for name, group in self.groups.items():
+            terms = tuple(self.descends.get(name, self.scales))
+            sums.setdefault(terms, {}).update(group.variables)
+        return sums
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
@@ -170,13 +182,17 @@ class Update:
             batches = tf.nest.map_structure(lambda x: x[entry], batches)
         stage, batches = self.stage, self._with_frames(batches)
         stage.before_update(index)
-        variables = stage.variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(list(variables.values()))
+        with tf.GradientTape(len(stage.sums) > 1, watch_accessed_variables=False) as tape:
+            tape.watch(list(stage.variables.values()))
             terms, metrics = stage.losses(batches, _fold(self._seed, index))
             total = weighted_sum(terms, stage.scales)
-            scaled = total * stage.loss_scale.scale
-        grads = tape.gradient(scaled, variables, unconnected_gradients="zero")
+            scaled = {
+                names: stage.loss_scale.scale * weighted_sum(terms, stage.scales, names)
+                for names in stage.sums
+            }
+        grads = {}
+        for names, variables in stage.sums.items():
+            grads |= tape.gradient(scaled[names], variables, unconnected_gradients="zero")
         grads = add_up({path: tf.convert_to_tensor(grad) for path, grad in grads.items()})
         all_finite = tf.constant(True)
         for name, group in stage.groups.items():
@@ -187,6 +203,7 @@ class Update:
         if stage.loss_scale.active:
             metrics["loss_scale"] = tf.identity(stage.loss_scale.scale)
         stage.loss_scale.adapt(all_finite)
+        stage.after_update(metrics)
         return {**_named(terms), **metrics, "loss/total": total}
 
     def _measure(self, batches: Batches, index: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -198,11 +215,17 @@ class Update:
         return {**_named(terms), **metrics, "loss/total": total}
 
 
-def weighted_sum(terms: Mapping[str, tf.Tensor], scales: Mapping[str, float]) -> tf.Tensor:
-    """The sum of `terms` times `scales`; the two must name the same losses."""
+def weighted_sum(
+    terms: Mapping[str, tf.Tensor],
+    scales: Mapping[str, float],
+    names: tuple[str, ...] | None = None,
+) -> tf.Tensor:
+    """The sum of `terms` times `scales`, of all or of those named; the two must name the same
+    losses."""
     if set(terms) != set(scales):
         raise ValueError(f"losses {sorted(terms)} but scales {sorted(scales)}")
-    return tf.add_n([scales[name] * tf.cast(term, tf.float32) for name, term in terms.items()])
+    chosen = [name for name in terms if names is None or name in names]
+    return tf.add_n([scales[name] * tf.cast(terms[name], tf.float32) for name in chosen])
 
 
 def split_seed(seed: tf.Tensor, count: int) -> list[tf.Tensor]:

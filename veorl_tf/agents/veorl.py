@@ -14,13 +14,13 @@ import tensorflow as tf
 
 from veorl_tf.agents.behavior import Inputs, Trajectory
 from veorl_tf.agents.dreamerv2 import DreamerV2
-from veorl_tf.agents.objectives import balanced_kl, global_mean, linear_mmd, safe_norm
+from veorl_tf.agents.objectives import global_mean, linear_mmd, safe_norm
 from veorl_tf.agents.packing import Packing
 from veorl_tf.agents.stage import Column, Stage, Stream, split_seed
-from veorl_tf.nets.base import MLP
+from veorl_tf.nets.base import MLP, RELU
 from veorl_tf.nets.quantizer import BehaviorAbstraction, usage
 from veorl_tf.nets.rssm import State
-from veorl_tf.nets.vision import image_error, preprocess
+from veorl_tf.nets.vision import preprocess
 
 
 class VeoRL(DreamerV2):
@@ -37,8 +37,8 @@ class VeoRL(DreamerV2):
             )
         )
         self.plan = self.add(self.parts.rssm("plan", keys.code_size, embed))
-        self.plan_decoder = self.add(self.parts.decoder("image_latent", width))
-        self.cloner = self.add(MLP("bc", width, width // 2, 1, keys.code_size, "relu", precision))
+        self.plan_decoder = self.add(self.parts.decoder("image_latent"))
+        self.cloner = self.add(MLP("bc", width, width // 2, 1, keys.code_size, RELU, precision))
 
     def create_behavior(self, width: int) -> None:
         """Actor and critic see the state and a behaviour code."""
@@ -61,7 +61,7 @@ class VeoRL(DreamerV2):
             },
             scales={
                 "image": self.config.scale.image,
-                "kl": self.config.kl.scale,
+                **self.parts.kl_scales,
                 "vq": keys.vq_scale,
                 "mmd": keys.mmd_scale,
             },
@@ -72,14 +72,13 @@ class VeoRL(DreamerV2):
     def model_stage(self) -> Stage:
         data, keys = self.config.data, self.config.veorl
         trunk = super().model_stage()
-        nets = ["encoder", "plan", "trunk", "image", "image_latent", "reward", "bc"]
-        nets += ["discount"] if self.config.v2.discount_head else []
-        kl = keys.plan_kl_scale * self.config.kl.scale
+        nets = [*self.model_nets(), "plan", "image_latent", "bc"]
+        kl = {k: keys.plan_kl_scale * v for k, v in self.parts.kl_scales.items()}
         scales = {"mmd": keys.mmd_scale}
         for domain in ("target", "source"):
             scales |= {
                 f"plan_image_{domain}": keys.plan_image_scale,
-                f"plan_kl_{domain}": kl,
+                **{f"plan_{k}_{domain}": v for k, v in kl.items()},
                 f"bc_{domain}": keys.bc_scale,
             }
         streams = {
@@ -111,9 +110,9 @@ class VeoRL(DreamerV2):
             self.trunk_from_plan()
 
     def trunk_from_plan(self) -> None:
-        """Starts the trunk from the plan net, but for the rows of `img_in` that read actions."""
+        """Starts the trunk from the plan net, but for the rows of weights that read actions."""
         for plan, trunk in zip(self.plan.weights, self.model.rssm.weights, strict=True):
-            rows = self.latent.size if plan.path == "plan/img_in/kernel" else plan.shape[0]
+            rows = self.plan.without_action(plan.path, plan.shape[0])
             trunk.assign(tf.concat([plan.value[:rows], trunk.value[rows:]], 0))
 
     # ----- stage 1 -----------------------------------------------------------------------------
@@ -126,12 +125,10 @@ class VeoRL(DreamerV2):
         codes = self.ban(target)
         posterior, prior = self.plan.observe(target[:, 1:], codes.code, seed)
         reconstruction = self.model.decoder(self.plan.features(posterior))
-        kl, nats = balanced_kl(
-            self.latent, posterior, prior, self.config.kl.free, self.config.kl.balance
-        )
+        kl, nats = self.parts.kl(posterior, prior)
         terms = {
-            "image": global_mean(image_error(reconstruction, image[:, 1:])),
-            "kl": kl,
+            "image": global_mean(self.parts.image_error(reconstruction, image[:, 1:])),
+            **kl,
             "vq": global_mean(codes.loss),
             "mmd": linear_mmd(source, target),
         }
@@ -181,15 +178,14 @@ class VeoRL(DreamerV2):
         embed = packing.unpack(self.model.encoder(frames))
         posterior, prior = self.plan.observe(embed, codes, seed)
         features = self.plan.features(posterior)
-        kl, nats = balanced_kl(
-            self.latent, posterior, prior, self.config.kl.free, self.config.kl.balance, mask
-        )
-        error = packing.unpack(image_error(self.plan_decoder(packing.pack(features)), frames))
+        kl, nats = self.parts.kl(posterior, prior, mask)
+        predicted = self.plan_decoder(packing.pack(features))
+        error = packing.unpack(self.parts.image_error(predicted, frames))
         cloned = self.cloner(tf.stop_gradient(features[:, :-1]))
         miss = tf.reduce_mean(tf.square(cloned - codes[:, 1:]), -1)
         terms = {
             "plan_image": global_mean(mask * error),
-            "plan_kl": kl,
+            **{f"plan_{k}": v for k, v in kl.items()},
             "bc": global_mean(miss, mask[:, 1:]),
         }
         metrics = {
@@ -245,15 +241,15 @@ class VeoRL(DreamerV2):
         return Inputs(x, x, carry, {"code": code})
 
     def reward(self, rollout: Trajectory, seed: tf.Tensor) -> tuple[tf.Tensor, dict]:
-        """Extrinsic plus intrinsic reward of states 0 ... n-2.
+        """Extrinsic plus intrinsic reward of the states 0 ... n-1.
 
         The plan net takes one step from the trunk state s_{t-1} under its code; the intrinsic
         reward of s_t is minus the distance to where that step leads (0 for t = 0).
         """
         extrinsic, metrics = super().reward(rollout, seed)
-        before = {k: v[:-2] for k, v in rollout.state.items()}
-        reached = {k: v[1:-1] for k, v in rollout.state.items()}
-        planned = self.plan_step(before, rollout.inputs.extras["code"][:-2], seed)
+        before = {k: v[:-1] for k, v in rollout.state.items()}
+        reached = {k: v[1:] for k, v in rollout.state.items()}
+        planned = self.plan_step(before, rollout.inputs.extras["code"][:-1], seed)
         stoch = self.sample_of(reached) - self.sample_of(planned)
         deter = tf.cast(reached["deter"], tf.float32) - tf.cast(planned["deter"], tf.float32)
         distance = safe_norm(tf.concat([stoch, deter], -1))

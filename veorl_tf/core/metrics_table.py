@@ -31,13 +31,23 @@ METRICS: dict[str, Metric] = {
     "loss/total": Metric("1", "The weighted sum of the losses that one gradient step descends."),
     "loss/image": Metric(
         "nats",
-        "Half the squared pixel error summed over an image: Normal(mean, 1) without its constant.",
+        "Half the squared pixel error summed over an image: Normal(mean, 1) without its constant; "
+        "on DreamerV3 parts the squared error.",
     ),
-    "loss/reward": Metric("nats", "Half the squared error of the predicted reward."),
+    "loss/reward": Metric(
+        "nats",
+        "Half the squared error of the predicted reward; on DreamerV3 parts the cross-entropy of "
+        "its two-hot target.",
+    ),
     "loss/discount": Metric(
         "nats", "Cross-entropy of the predicted discount to gamma times the stored one."
     ),
     "loss/kl": Metric("nats", "Balanced KL of posterior and prior, free nats applied to the mean."),
+    "loss/dyn": Metric("nats", "KL that trains the prior, free nats applied to every element."),
+    "loss/rep": Metric("nats", "KL that trains the posterior, free nats applied to every element."),
+    "loss/replay_critic": Metric(
+        "nats", "The critic's loss on stored sequences, whose states imagined returns bootstrap."
+    ),
     "loss/vq": Metric("1", "Codebook loss plus beta times commitment loss."),
     "loss/mmd": Metric("1", "Squared distance of the mean embeddings of source and target frames."),
     "loss/plan_image_*": Metric(
@@ -47,12 +57,16 @@ METRICS: dict[str, Metric] = {
     "loss/plan_kl_*": Metric(
         "nats", "KL of the plan net over valid key frames, on target or source."
     ),
+    "loss/plan_dyn_*": Metric("nats", "As `dyn`, of the plan net over valid key frames."),
+    "loss/plan_rep_*": Metric("nats", "As `rep`, of the plan net over valid key frames."),
     "loss/bc_*": Metric(
         "1", "Squared error of the cloned next behaviour code, on target, source, or trunk states."
     ),
     "loss/actor": Metric("1", "Minus the weighted objective and entropy of the actor."),
     "loss/critic": Metric(
-        "1", "Half the squared error of the critic to the lambda-return, weighted."
+        "1",
+        "Half the squared error of the critic to the lambda-return, weighted; on DreamerV3 parts "
+        "the cross-entropy, and that to the slow critic.",
     ),
     "kl_nats": Metric("nats", "Mean KL of posterior and prior before free nats."),
     "posterior_entropy": Metric("nats", "Mean entropy of the posterior."),
@@ -81,6 +95,12 @@ METRICS: dict[str, Metric] = {
         "1", "Distance of reached and planned state, deterministic part."
     ),
     "return": Metric("reward", "Mean lambda-return in imagination."),
+    "return_low": Metric(
+        "reward", "Running 5th percentile of the lambda-returns, where they are normalised."
+    ),
+    "return_high": Metric(
+        "reward", "Running 95th percentile of the lambda-returns, where they are normalised."
+    ),
     "return_std": Metric("reward", "Standard deviation of the lambda-returns."),
     "value": Metric("reward", "Mean of the critic's prediction in imagination."),
     "actor_entropy": Metric("nats", "Mean entropy of the policy in imagination."),

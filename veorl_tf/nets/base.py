@@ -1,10 +1,13 @@
 """What every layer of the project has in common: explicit sizes, explicit build, stable names."""
 
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
 import keras
-import numpy as np
 import tensorflow as tf
 
 from veorl_tf.core import seeds
+from veorl_tf.nets import initial
 
 ACTIVATIONS = {
     "elu": tf.nn.elu,
@@ -25,6 +28,12 @@ class Net(keras.layers.Layer):
 
     def __init__(self, name: str, dtype: str = "float32"):
         super().__init__(name=name, dtype=dtype, autocast=False)
+
+    def add_weight(self, shape, name: str, rule: initial.Rule) -> keras.Variable:
+        """A variable of zeros, for which `initialise` draws values by `rule`."""
+        variable = super().add_weight(shape=shape, name=name, initializer="zeros", autocast=False)
+        variable.rule = rule
+        return variable
 
     def cast(self, x: tf.Tensor) -> tf.Tensor:
         """`x` in the type that matrix products run in."""
@@ -54,24 +63,61 @@ def linear(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.matmul(flat, kernel), leading + [kernel.shape[-1]])
 
 
+@dataclass(frozen=True)
+class Style:
+    """What the layers of one family have in common: a hidden layer is a linear one, `norm` (none,
+    layer, rms) and `activation`; kernels start by `kernel`'s rule, given the scale of their output.
+    """
+
+    activation: str = "elu"
+    norm: str = "none"
+    epsilon: float = 1e-5  # of the norm
+    biased: bool = True  # whether layers with a norm have a bias all the same
+    average_fan: bool | None = None  # of truncated normal kernels; None: Glorot-uniform ones
+
+    def kernel(self, scale: float = 1.0, fan_in: int | None = None) -> initial.Rule:
+        if self.average_fan is None:
+            return initial.glorot_uniform
+        return initial.truncated_normal(self.average_fan, scale, fan_in)
+
+    def bias(self) -> bool:
+        """Whether hidden layers have one."""
+        return self.norm == "none" or self.biased
+
+    def normalised(self, name: str, width: int, dtype: str) -> "Norm":
+        """The norm and the activation of `[..., width]`, as one layer."""
+        return Norm(name, width, self.norm, self.activation, self.epsilon, dtype)
+
+
+PLAIN = Style("none")
+RELU = Style("relu")
+ELU = Style("elu")
+
+
 class Dense(Net):
     """Dense layer over `[..., D]`; the input may come in parts.
 
     `widths` are the widths of the parts. The parameters are those of one dense layer over the
     concatenation, kernel `[sum(widths), units]` and bias `[units]`; `part(i, x)` applies only the
     rows of part `i`, without bias and activation, so that what does not depend on a recurrent
-    state can be computed for all time steps at once.
+    state can be computed for all time steps at once. `scale` is that of the output's start.
     """
 
-    def __init__(self, name, widths, units, activation="none", dtype="float32"):
+    def __init__(self, name, widths, units, style=PLAIN, dtype="float32", scale=1.0):
         super().__init__(name, dtype)
         self.widths = (widths,) if isinstance(widths, int) else tuple(widths)
-        self.units = units
-        self.activation = ACTIVATIONS[activation]
+        self.units, self.style, self.scale = units, style, scale
+        self.activation = ACTIVATIONS[style.activation]
+        self.norm = None if style.norm == "none" else style.normalised("norm", units, dtype)
 
     def build(self):
-        self.kernel = self.add_weight(shape=(sum(self.widths), self.units), name="kernel")
-        self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+        shape = (sum(self.widths), self.units)
+        self.kernel = self.add_weight(shape, "kernel", self.style.kernel(self.scale))
+        self.bias = (
+            self.add_weight((self.units,), "bias", initial.zeros) if self.style.bias() else None
+        )
+        if self.norm is not None:
+            self.norm.build()
 
     def rows(self, index: int) -> tf.Tensor:
         """The kernel's rows of part `index`, `[widths[index], units]`. A loop takes them before it
@@ -84,7 +130,11 @@ class Dense(Net):
         return linear(self.cast(x), self.cast(rows))
 
     def with_bias(self, x: tf.Tensor) -> tf.Tensor:
-        return x + self.value(self.bias)
+        return x if self.bias is None else x + self.value(self.bias)
+
+    def finish(self, x: tf.Tensor) -> tf.Tensor:
+        """Norm and activation of the sum of all parts and the bias."""
+        return self.activation(x) if self.norm is None else self.norm(x)
 
     def call(self, *parts):
         x = tf.concat([self.cast(part) for part in parts], -1)
@@ -92,63 +142,94 @@ class Dense(Net):
         # Product, bias and activation in a row on a matrix: TensorFlow makes one kernel of them.
         # (Not of activation(product + (product + bias)): its optimiser breaks on that and leaves
         # the whole graph as it was.)
-        x = tf.nn.bias_add(tf.matmul(flat, self.value(self.kernel)), self.value(self.bias))
-        return tf.reshape(self.activation(x), leading + [self.units])
+        x = tf.matmul(flat, self.value(self.kernel))
+        if self.bias is not None:
+            x = tf.nn.bias_add(x, self.value(self.bias))
+        return tf.reshape(self.finish(x), leading + [self.units])
 
 
-class LayerNorm(Net):
-    """LayerNorm over the last axis (Ba et al. 2016), `[..., D]` to `[..., D]`; float32 inside."""
+class Norm(Net):
+    """LayerNorm (Ba et al. 2016; `layer`, with gain and offset) or RMSNorm (Zhang & Sennrich 2019;
+    `rms`, gain alone) over the last axis, then an activation: `[..., D]` to `[..., D]`.
 
-    EPSILON = 1e-5
+    Statistics are float32.
+    """
 
-    def __init__(self, name, width, dtype="float32"):
+    def __init__(self, name, width, kind="layer", activation="none", epsilon=1e-5, dtype="float32"):
         super().__init__(name, dtype)
-        self.width = width
+        self.width, self.kind, self.activation, self.epsilon = width, kind, activation, epsilon
 
     def build(self):
-        self.gamma = self.add_weight(shape=(self.width,), initializer="ones", name="gamma")
-        self.beta = self.add_weight(shape=(self.width,), initializer="zeros", name="beta")
+        self.gamma = self.add_weight((self.width,), "gamma", initial.ones)
+        self.beta = None
+        if self.kind == "layer":
+            self.beta = self.add_weight((self.width,), "beta", initial.zeros)
 
     def call(self, x):
-        x, gamma, beta = (tf.cast(v, tf.float32) for v in (x, self.gamma.value, self.beta.value))
-        return self.cast(_layer_norm(x, gamma, beta, self.EPSILON))
+        parameters = [self.gamma.value] + ([] if self.beta is None else [self.beta.value])
+        function = normalise(self.kind, self.activation, self.epsilon)
+        return function(self.cast(x), *parameters)
 
 
-@tf.custom_gradient
-def _layer_norm(x, gamma, beta, epsilon):
-    """With the gradient in closed form: a third of the passes over memory."""
-    centred = x - tf.reduce_mean(x, -1, keepdims=True)
-    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
-    normal = centred * scale
+@lru_cache(maxsize=None)
+def normalise(kind: str, activation: str, epsilon: float):
+    """A function of `x [..., D]` and the norm's parameters `[D]`, in float32 inside.
 
-    def gradient(upstream):
-        leading = list(range(len(upstream.shape) - 1))
-        inner = upstream * gamma
-        mean = tf.reduce_mean(inner, -1, keepdims=True)
-        slope = tf.reduce_mean(inner * normal, -1, keepdims=True)
-        return (
-            scale * (inner - mean - normal * slope),
-            tf.reduce_sum(upstream * normal, leading),
-            tf.reduce_sum(upstream, leading),
-            None,
-        )
+    Its gradient is in closed form: a third of the passes over memory that automatic
+    differentiation takes.
+    """
+    centring, silu = kind == "layer", activation == "silu"
+    if activation not in ("none", "silu"):
+        raise ValueError(f"no gradient is written for a norm followed by {activation!r}")
 
-    return normal * gamma + beta, gradient
+    def normal_form(x):
+        x = tf.cast(x, tf.float32)
+        centred = x - tf.reduce_mean(x, -1, keepdims=True) if centring else x
+        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
+        return centred * scale, scale
+
+    def affine(normal, parameters):
+        return normal * parameters[0] + (parameters[1] if centring else 0.0)
+
+    @tf.custom_gradient
+    def function(x, *parameters):
+        normal, scale = normal_form(x)
+        y = affine(normal, parameters)
+        y = y * tf.sigmoid(y) if silu else y
+
+        def gradient(upstream):
+            upstream = tf.cast(upstream, tf.float32)
+            if silu:
+                y = affine(normal, parameters)
+                gate = tf.sigmoid(y)
+                upstream = upstream * (gate * (1 + y * (1 - gate)))
+            leading = list(range(len(x.shape) - 1))
+            inner = upstream * parameters[0]
+            slope = tf.reduce_mean(inner * normal, -1, keepdims=True)
+            inner = inner - tf.reduce_mean(inner, -1, keepdims=True) if centring else inner
+            to_x = tf.cast(scale * (inner - normal * slope), x.dtype)
+            to_gamma = tf.reduce_sum(upstream * normal, leading)
+            to_beta = [tf.reduce_sum(upstream, leading)] if centring else []
+            return to_x, to_gamma, *to_beta
+
+        return tf.cast(y, x.dtype), gradient
+
+    return function
 
 
 class MLP(Net):
     """`layers` hidden layers of `units`, then a plain output layer: `[..., D] -> [..., out]`.
 
-    The output is float32 whatever the compute type, since distributions are built on it.
+    The output is float32 whatever the compute type, since distributions are built on it; `scale` is
+    that of its start (0: an output of zeros).
     """
 
-    def __init__(self, name, width, units, layers, out, activation="elu", dtype="float32"):
+    def __init__(self, name, width, units, layers, out, style=ELU, dtype="float32", scale=1.0):
         super().__init__(name, dtype)
         widths = [width] + [units] * layers
-        self.hidden = [
-            Dense(f"hidden{i}", widths[i], units, activation, dtype) for i in range(layers)
-        ]
-        self.out = Dense("out", widths[-1], out, dtype=dtype)
+        self.hidden = [Dense(f"hidden{i}", widths[i], units, style, dtype) for i in range(layers)]
+        plain = replace(style, activation="none", norm="none")
+        self.out = Dense("out", widths[-1], out, plain, dtype, scale)
 
     def build(self):
         for layer in [*self.hidden, self.out]:
@@ -164,24 +245,12 @@ class MLP(Net):
 def initialise(net: keras.layers.Layer, seed: int) -> None:
     """Draws every weight of `net` from (seed, path), so that no net's draw depends on another's.
 
-    Kernels are Glorot-uniform (Dreamer's choice), codebooks uniform in +-1/entries (VeoRL's),
-    LayerNorm gains one, biases zero.
+    A weight of a Keras layer inside starts by its name: kernels Glorot-uniform, biases zero.
     """
+    by_name = {"kernel": initial.glorot_uniform, "bias": initial.zeros}
     for variable in net.weights:
-        kind = variable.path.rsplit("/", 1)[-1]
         rng = seeds.generator(seed, "initialise", variable.path, 0)
-        variable.assign(_initial_value(kind, tuple(variable.shape), rng))
-
-
-def _initial_value(kind: str, shape: tuple, rng: np.random.Generator) -> np.ndarray:
-    if kind == "kernel":
-        receptive = int(np.prod(shape[:-2]))
-        limit = np.sqrt(6.0 / (receptive * (shape[-2] + shape[-1])))
-        return rng.uniform(-limit, limit, shape).astype(np.float32)
-    if kind == "codebook":
-        return rng.uniform(-1 / shape[0], 1 / shape[0], shape).astype(np.float32)
-    if kind in ("bias", "beta"):
-        return np.zeros(shape, np.float32)
-    if kind == "gamma":
-        return np.ones(shape, np.float32)
-    raise ValueError(f"no initial value is defined for a variable called {kind!r}")
+        rule = getattr(variable, "rule", None) or by_name.get(variable.path.rsplit("/", 1)[-1])
+        if rule is None:
+            raise ValueError(f"no initial value is defined for {variable.path!r}")
+        variable.assign(rule(tuple(variable.shape), rng))

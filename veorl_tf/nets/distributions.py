@@ -63,11 +63,12 @@ class GaussianLatent:
 class CategoricalLatent:
     """`groups` one-hot vectors of `classes`, flattened; statistic `logit` `[..., groups, classes]`.
 
-    Samples are straight-through: one-hot forwards, the probabilities' gradient backwards.
+    Samples are straight-through: one-hot forwards, the probabilities' gradient backwards. `unimix`
+    is the share of the uniform distribution in the probabilities (DreamerV3).
     """
 
-    def __init__(self, groups: int, classes: int):
-        self.groups, self.classes = groups, classes
+    def __init__(self, groups: int, classes: int, unimix: float = 0.0):
+        self.groups, self.classes, self.unimix = groups, classes, unimix
         self.size = groups * classes
         self.outputs = self.size
         self.noise_shape = (groups, classes)
@@ -75,7 +76,8 @@ class CategoricalLatent:
 
     def stats(self, x: tf.Tensor) -> Stats:
         leading = [*_leading(x)]
-        return {"logit": tf.reshape(tf.cast(x, tf.float32), leading + [self.groups, self.classes])}
+        logit = tf.reshape(tf.cast(x, tf.float32), leading + [self.groups, self.classes])
+        return {"logit": mixed(logit, self.unimix)}
 
     def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
         return gumbel(seed, leading, [self.groups, self.classes])
@@ -141,15 +143,50 @@ class TruncatedNormalAction:
         return self._distribution(stats).entropy()
 
 
-class OneHotAction:
-    """One of `size` actions as a one-hot vector, straight-through; statistic `logit` `[..., A]`."""
+class NormalAction:
+    """Normal of DreamerV3; statistics `mean` = tanh, `std` = 0.9 sigmoid(x + 2) + 0.1, `[..., A]`.
 
-    def __init__(self, size: int):
+    Samples are not bounded: world models scale them down (`nets.rssm.bounded`), policies clip.
+    """
+
+    def __init__(self, size: int, min_std: float = 0.1, max_std: float = 1.0):
         self.size = size
+        self.outputs = 2 * size
+        self.min_std, self.max_std = min_std, max_std
+
+    def stats(self, x: tf.Tensor) -> Stats:
+        mean, std = tf.split(tf.cast(x, tf.float32), 2, -1)
+        std = (self.max_std - self.min_std) * tf.sigmoid(std + 2) + self.min_std
+        return {"mean": tf.tanh(mean), "std": std}
+
+    def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
+        draw = lambda leading: tf.random.stateless_normal([*leading, self.size], seed)
+        return own_rows(draw, leading)
+
+    def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
+        return stats["mean"] + stats["std"] * noise
+
+    def mode(self, stats: Stats) -> tf.Tensor:
+        return stats["mean"]
+
+    def log_prob(self, stats: Stats, action: tf.Tensor) -> tf.Tensor:
+        dist = tfd.MultivariateNormalDiag(stats["mean"], stats["std"])
+        return dist.log_prob(tf.cast(action, tf.float32))
+
+    def entropy(self, stats: Stats) -> tf.Tensor:
+        return tfd.MultivariateNormalDiag(stats["mean"], stats["std"]).entropy()
+
+
+class OneHotAction:
+    """One of `size` actions as a one-hot vector, straight-through; statistic `logit` `[..., A]`.
+    `unimix` is the share of the uniform distribution in the probabilities."""
+
+    def __init__(self, size: int, unimix: float = 0.0):
+        self.size, self.unimix = size, unimix
         self.outputs = size
 
     def stats(self, x: tf.Tensor) -> Stats:
-        return {"logit": tf.cast(x, tf.float32)}
+        return {"logit": mixed(tf.cast(x, tf.float32), self.unimix)}
 
     def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
         return gumbel(seed, leading, [self.size])
@@ -167,12 +204,25 @@ class OneHotAction:
         return tfd.OneHotCategorical(stats["logit"]).entropy()
 
 
-ACTIONS = {"trunc_normal": TruncatedNormalAction, "onehot": OneHotAction}
+def make_action(kind: str, size: int, discrete: bool, unimix: float = 0.0):
+    """What an actor says of actions: one-hot if `discrete`, else by name `trunc_normal` or
+    `normal`."""
+    if discrete:
+        return OneHotAction(size, unimix)
+    return {"trunc_normal": TruncatedNormalAction, "normal": NormalAction}[kind](size)
 
 
 def make_latent(kind: str, stoch: int, classes: int):
     """A latent by name: `gaussian` (stoch numbers) or `categorical` (stoch groups of classes)."""
     return GaussianLatent(stoch) if kind == "gaussian" else CategoricalLatent(stoch, classes)
+
+
+def mixed(logit: tf.Tensor, share: float) -> tf.Tensor:
+    """Logits `[..., C]` of which `share` is the uniform distribution's."""
+    if share == 0.0:
+        return logit
+    probs = tf.nn.softmax(logit)
+    return tf.math.log((1 - share) * probs + share / logit.shape[-1])
 
 
 def gumbel(seed: tf.Tensor, leading: list, shape: list) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Adam for one group of variables, and the loss scale of float16."""
+"""Optimisers for one group of variables, and the loss scale of float16."""
 
 import tensorflow as tf
 
@@ -41,15 +41,24 @@ class LossScale:
         own(self.finite_run).assign(tf.where(grow, 0, run))
 
 
-class Adam:
-    """Adam (Kingma & Ba 2015) with a global-norm clip and decoupled weight decay.
+class Optimizer:
+    """What the optimisers share: clipping, warm-up, weight decay, moments by path.
 
     A step whose gradients are not finite changes nothing: neither weights nor moments.
     `variables` is a dict path -> `tf.Variable`; the slots live in `state` under paths of their
     own and are saved with the weights.
+
+    Args:
+        lr: learning rate, reached after `warmup` steps, to which it grows linearly.
+        eps: epsilon of the optimiser.
+        clip: largest global norm of the gradients; 0: any.
+        decay: decoupled weight decay per step.
+        agc: largest norm of a variable's gradient as a share of the variable's norm, or of 1e-3
+            where that is less (adaptive gradient clipping, Brock et al. 2021); 0: any.
     """
 
     BETA1, BETA2 = 0.9, 0.999
+    SMALLEST_NORM = 1e-3
 
     def __init__(
         self,
@@ -59,9 +68,12 @@ class Adam:
         eps: float = 1e-5,
         clip: float = 100.0,
         decay: float = 0.0,
+        agc: float = 0.0,
+        warmup: int = 0,
     ):
         self.name, self.variables = name, dict(variables)
         self.lr, self.eps, self.clip, self.decay = lr, eps, clip, decay
+        self.agc, self.warmup = agc, warmup
         zeros = lambda v: tf.Variable(tf.zeros(v.shape, tf.float32), trainable=False)
         self.m = {path: zeros(v) for path, v in self.variables.items()}
         self.v = {path: zeros(v) for path, v in self.variables.items()}
@@ -90,7 +102,7 @@ class Adam:
         """One step with float32 gradients by path, of a loss that was multiplied by `scale`;
         returns whether they were finite, and metrics.
 
-        The clip scales all gradients of the group by `min(1, clip / norm)`; 0 means no clip.
+        The clip scales all gradients of the group by `min(1, clip / norm)`.
         """
         norm = tf.linalg.global_norm(list(grads.values())) / scale
         finite = tf.math.is_finite(norm)
@@ -101,24 +113,56 @@ class Adam:
         return finite, {"grad_norm": norm, "skipped": tf.identity(own(self.skipped))}
 
     def _step(self, grads: dict[str, tf.Tensor], factor: tf.Tensor) -> None:
-        """TensorFlow's kernel reads and writes every number once. Its epsilon stands beside the
-        uncorrected root of `v`; scaled, it is the paper's beside the corrected one."""
         step = tf.cast(self.steps, tf.float32)
-        power1, power2 = self.BETA1**step, self.BETA2**step
-        epsilon = self.eps * tf.sqrt(1 - power2)
+        lr = self.lr * tf.minimum(1.0, step / self.warmup) if self.warmup else self.lr
         for path, grad in grads.items():
             variable = own(self.variables[path])
+            grad = self._limited(variable, grad * factor)
             if self.decay:
                 variable.assign((1 - self.decay) * variable)
-            tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=own(self.m[path]).handle,
-                v=own(self.v[path]).handle,
-                beta1_power=power1,
-                beta2_power=power2,
-                lr=self.lr,
-                beta1=self.BETA1,
-                beta2=self.BETA2,
-                epsilon=epsilon,
-                grad=grad * factor,
-            )
+            self._descend(variable, own(self.m[path]), own(self.v[path]), grad, lr, step)
+
+    def _limited(self, variable: tf.Variable, grad: tf.Tensor) -> tf.Tensor:
+        if not self.agc:
+            return grad
+        norm, size = tf.norm(grad), tf.maximum(self.SMALLEST_NORM, tf.norm(variable))
+        return grad * (self.agc * size / tf.maximum(norm, self.agc * size))
+
+    def _descend(self, variable, m, v, grad: tf.Tensor, lr, step: tf.Tensor) -> None:
+        """Step number `step` of one variable."""
+        raise NotImplementedError("_descend(variable, m, v, grad, lr, step)")
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015)."""
+
+    def _descend(self, variable, m, v, grad, lr, step):
+        """TensorFlow's kernel reads and writes every number once. Its epsilon stands beside the
+        uncorrected root of `v`; scaled, it is the paper's beside the corrected one."""
+        power1, power2 = self.BETA1**step, self.BETA2**step
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=m.handle,
+            v=v.handle,
+            beta1_power=power1,
+            beta2_power=power2,
+            lr=lr,
+            beta1=self.BETA1,
+            beta2=self.BETA2,
+            epsilon=self.eps * tf.sqrt(1 - power2),
+            grad=grad,
+        )
+
+
+class LaProp(Optimizer):
+    """LaProp (Ziyin et al. 2020): the momentum is of gradients that are normalised already. Both
+    moments are bias-corrected."""
+
+    def _descend(self, variable, m, v, grad, lr, step):
+        v.assign(self.BETA2 * v + (1 - self.BETA2) * tf.square(grad))
+        grad = grad / (tf.sqrt(v / (1 - self.BETA2**step)) + self.eps)
+        m.assign(self.BETA1 * m + (1 - self.BETA1) * grad)
+        variable.assign_sub(lr * m / (1 - self.BETA1**step))
+
+
+OPTIMIZERS = {"adam": Adam, "laprop": LaProp}

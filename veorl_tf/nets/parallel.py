@@ -41,6 +41,14 @@ def add_up(tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return dict(zip(tensors, summed, strict=True))
 
 
+def everywhere(x: tf.Tensor) -> tf.Tensor:
+    """Every replica's `x`, one after the other along a new first axis, in each of them; no
+    gradient."""
+    if replicas() == 1:
+        return x[None]
+    return tf.distribute.get_replica_context().all_gather(x[None], axis=0)
+
+
 def own_rows(draw: Callable[[list], tf.Tensor], leading: list) -> tf.Tensor:
     """`draw(leading)`, a stateless draw `[*leading, ...]` whose last leading axis is this replica's
     share of a global batch: its rows of what is drawn for the whole."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from veorl_tf.nets import initial
 from veorl_tf.nets.base import Dense, Net
 from veorl_tf.nets.distributions import straight_through
 from veorl_tf.nets.parallel import total
@@ -23,7 +24,7 @@ class Codebook(Net):
         self.entries, self.size, self.beta = entries, size, beta
 
     def build(self):
-        self.codebook = self.add_weight(shape=(self.entries, self.size), name="codebook")
+        self.codebook = self.add_weight((self.entries, self.size), "codebook", initial.codebook)
 
     def nearest(self, y: tf.Tensor) -> tf.Tensor:
         """Index `[...]` of the row nearest to `y [..., Dc]` in the Euclidean norm."""

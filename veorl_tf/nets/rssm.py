@@ -1,79 +1,72 @@
-"""Recurrent state-space model of DreamerV2 (PlaNet's, with a LayerNorm GRU).
+"""Recurrent state-space models.
 
 A state is a dict of tensors with equal leading axes: `deter` `[..., D]`, the flattened sample
 `stoch` `[..., S]` and the latent's statistics (`mean`, `std`, or `logit`). Sequences are `[B, T,
 ...]` outside and `[T, B, ...]` only inside the loop.
 """
 
+from dataclasses import replace
+
 import tensorflow as tf
 
-from veorl_tf.nets.base import Dense, LayerNorm, Net
+from veorl_tf.nets import initial
+from veorl_tf.nets.base import ELU, Dense, Net, Style
 from veorl_tf.nets.scan import scan
 
 State = dict[str, tf.Tensor]
 
 
-class GRUCell(Net):
-    """GRU with one LayerNorm over its three stacked gates: `[B, X], [B, D] -> [B, D]`.
+class Dynamics(Net):
+    """What all recurrent state-space models have in common.
 
-    The gates are split in the order reset, candidate, update; the update gate's bias is -1.
+    A kind of model says how the deterministic state advances (`advance`) and what the
+    statistics of posterior (`correct`) and prior (`predict`) are made from. In a loop over time,
+    whatever does not depend on the recurrent state is one product over all steps: of actions
+    (`drive`), of embeddings (`watch`), and the prior.
+
+    Args:
+        action, embed: widths of what drives the model and of what it observes.
+        deter: D, the deterministic state's width.
+        latent: a distribution of `nets.distributions`.
     """
 
-    def __init__(self, name, width, size, dtype="float32"):
-        super().__init__(name, dtype)
-        self.size = size
-        self.dense = Dense("dense", (width, size), 3 * size, dtype=dtype)
-        self.norm = LayerNorm("norm", 3 * size, dtype)
-
-    def build(self):
-        self.dense.build()
-        self.norm.build()
-
-    def call(self, x, deter):
-        gates = self.norm(self.dense(x, deter))
-        reset, candidate, update = tf.split(gates, 3, -1)
-        candidate = tf.tanh(tf.sigmoid(reset) * candidate)
-        deter = self.cast(deter)
-        return deter + tf.sigmoid(update - 1) * (candidate - deter)
-
-
-class RSSM(Net):
-    """`deter`, `hidden` sizes; `latent` a distribution of `nets.distributions`; `action` and
-    `embed` are the widths of what drives it and of what it observes."""
-
-    def __init__(
-        self,
-        name,
-        action,
-        embed,
-        deter,
-        hidden,
-        latent,
-        activation="elu",
-        unroll=True,
-        dtype="float32",
-    ):
+    def __init__(self, name, action, embed, deter, latent, unroll=True, dtype="float32"):
         super().__init__(name, dtype)
         self.latent, self.deter, self.unroll = latent, deter, unroll
-        self.action_size = action
+        self.action_size, self.embed_size = action, embed
         self.feature_size = latent.size + deter
-        self.img_in = Dense("img_in", (latent.size, action), hidden, activation, dtype)
-        self.cell = GRUCell("cell", hidden, deter, dtype)
-        self.img_out = Dense("img_out", deter, hidden, activation, dtype)
-        self.img_dist = Dense("img_dist", hidden, latent.outputs, dtype=dtype)
-        self.obs_out = Dense("obs_out", (deter, embed), hidden, activation, dtype)
-        self.obs_dist = Dense("obs_dist", hidden, latent.outputs, dtype=dtype)
 
-    def build(self):
-        for layer in (
-            self.img_in,
-            self.cell,
-            self.img_out,
-            self.img_dist,
-            self.obs_out,
-            self.obs_dist,
-        ):
-            layer.build()
+    # ----- what a kind of model says ------------------------------------------------------------
+
+    def drive(self, action: tf.Tensor) -> tf.Tensor:
+        """What actions `[..., A]` contribute to steps."""
+        raise NotImplementedError("drive(action [..., A]) -> [..., X]")
+
+    def watch(self, embed: tf.Tensor) -> tf.Tensor:
+        """What embeddings `[..., E]` contribute to posteriors."""
+        raise NotImplementedError("watch(embed [..., E]) -> [..., X]")
+
+    def loop_weights(self) -> tuple:
+        """What `advance` and `correct` need of the weights, taken before a loop begins."""
+        return ()
+
+    def advance(self, weights: tuple, state: State, drive: tf.Tensor) -> tf.Tensor:
+        """The next `deter [B, D]`."""
+        raise NotImplementedError("advance(weights, state, drive) -> [B, D]")
+
+    def correct(self, weights: tuple, deter: tf.Tensor, watch: tf.Tensor) -> tf.Tensor:
+        """What the posterior's statistics are made from."""
+        raise NotImplementedError("correct(weights, deter, watch) -> [B, outputs]")
+
+    def predict(self, deter: tf.Tensor) -> tf.Tensor:
+        """What the prior's statistics are made from."""
+        raise NotImplementedError("predict(deter [..., D]) -> [..., outputs]")
+
+    def without_action(self, path: str, rows: int) -> int:
+        """How many of the first `rows` rows of the weight at `path` read no action."""
+        raise NotImplementedError("without_action(path, rows) -> int")
+
+    # ----- states -------------------------------------------------------------------------------
 
     def initial(self, batch) -> State:
         """The state before the first frame: all zeros, statistics included."""
@@ -90,46 +83,42 @@ class RSSM(Net):
 
     def prior(self, deter: tf.Tensor) -> State:
         """Statistics of the prior p(z | h) for `deter [..., D]`."""
-        return self.latent.stats(self.img_dist(self.img_out(deter)))
+        return self.latent.stats(self.predict(deter))
+
+    # ----- sequences and steps ------------------------------------------------------------------
 
     def observe(self, embed: tf.Tensor, action: tf.Tensor, seed: tf.Tensor) -> tuple[State, State]:
-        """Filters a sequence from the zero state.
+        """Filters a sequence from the initial state.
 
         `embed [B, T, E]` and `action [B, T, A]`, action[t] being the one that led to frame t, give
-        posterior states `[B, T, ...]` and the prior's statistics at the same steps. Whatever does
-        not depend on the recurrent state (inputs before, prior after the loop) is one product over
-        all steps.
+        posterior states `[B, T, ...]` and the prior's statistics at the same steps.
         """
         batch, steps = embed.shape[0] or tf.shape(embed)[0], embed.shape[1]
         inputs = (
-            _time_major(self.img_in.with_bias(self.img_in.part(self.img_in.rows(1), action))),
-            _time_major(self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))),
+            _time_major(self.drive(action)),
+            _time_major(self.watch(embed)),
             self.latent.noise(seed, [steps, batch]),
         )
-        initial = self.initial(batch)
-        stoch_rows, deter_rows = self.img_in.rows(0), self.obs_out.rows(0)
+        weights = self.loop_weights()
 
-        def step(carry, inputs):
-            action_part, embed_part, noise = inputs
-            x = self.img_in.activation(self.img_in.part(stoch_rows, carry["stoch"]) + action_part)
-            deter = self.cell(x, carry["deter"])
-            hidden = self.obs_out.activation(self.obs_out.part(deter_rows, deter) + embed_part)
-            return self._posterior(deter, hidden, noise)
+        def step(state, inputs):
+            drive, watch, noise = inputs
+            deter = self.advance(weights, state, drive)
+            return self._sampled(deter, self.correct(weights, deter, watch), noise)
 
-        states = scan(step, initial, inputs, self.unroll)
+        states = scan(step, self.initial(batch), inputs, self.unroll)
         posterior = {k: _time_major(v) for k, v in states.items()}
         return posterior, self.prior(posterior["deter"])
 
     def observe_step(self, state: State, action, embed, noise) -> State:
         """One step of `observe`: `[B, ...]` states, `action [B, A]`, `embed [B, E]`."""
-        deter = self.cell(self.img_in(state["stoch"], action), state["deter"])
-        return self._posterior(deter, self.obs_out(deter, embed), noise)
+        deter = self.next_deter(state, action)
+        return self._sampled(deter, self.infer(deter, embed), noise)
 
     def imagine_step(self, state: State, action, noise) -> State:
         """One step without a frame: the next state is a sample of the prior."""
-        deter = self.cell(self.img_in(state["stoch"], action), state["deter"])
-        stats = self.prior(deter)
-        return {"deter": deter, "stoch": self.latent.sample(stats, noise), **stats}
+        deter = self.next_deter(state, action)
+        return self._sampled(deter, self.predict(deter), noise)
 
     def imagine(self, state: State, action: tf.Tensor, seed: tf.Tensor) -> State:
         """Open loop from `state [B, ...]` under `action [B, T, A]`: states `[B, T, ...]`."""
@@ -138,9 +127,134 @@ class RSSM(Net):
         states = scan(lambda s, x: self.imagine_step(s, *x), state, inputs, self.unroll)
         return {k: _time_major(v) for k, v in states.items()}
 
-    def _posterior(self, deter, hidden, noise) -> State:
-        stats = self.latent.stats(self.obs_dist(hidden))
+    def next_deter(self, state: State, action) -> tf.Tensor:
+        """`advance` of a single step."""
+        return self.advance(self.loop_weights(), state, self.drive(action))
+
+    def infer(self, deter: tf.Tensor, embed: tf.Tensor) -> tf.Tensor:
+        """`correct` of a single step."""
+        return self.correct(self.loop_weights(), deter, self.watch(embed))
+
+    def _sampled(self, deter: tf.Tensor, outputs: tf.Tensor, noise: tf.Tensor) -> State:
+        stats = self.latent.stats(outputs)
         return {"deter": deter, "stoch": self.latent.sample(stats, noise), **stats}
+
+
+class GRUCell(Net):
+    """GRU with one LayerNorm over its three stacked gates: `[B, X], [B, D] -> [B, D]`.
+
+    The gates are split in the order reset, candidate, update; the update gate's bias is -1.
+    """
+
+    def __init__(self, name, width, size, style=ELU, dtype="float32"):
+        super().__init__(name, dtype)
+        gates = replace(style, norm="layer", activation="none")
+        self.dense = Dense("dense", (width, size), 3 * size, gates, dtype)
+
+    def build(self):
+        self.dense.build()
+
+    def call(self, x, deter):
+        reset, candidate, update = tf.split(self.dense(x, deter), 3, -1)
+        return gated(reset, candidate, update, self.cast(deter))
+
+
+def gated(reset, candidate, update, deter):
+    """The GRU's new state from its gates before their activation, all of one shape."""
+    candidate = tf.tanh(tf.sigmoid(reset) * candidate)
+    return deter + tf.sigmoid(update - 1) * (candidate - deter)
+
+
+class RSSM(Dynamics):
+    """DreamerV2's model (PlaNet's, with a LayerNorm GRU); in another style, DreamerV3's of 2023.
+
+    With `learnt_start` the initial state is the tanh of a learnt vector, with the mode of the prior
+    there. `bounded` scales actions down to 1 where they exceed it.
+    """
+
+    def __init__(
+        self,
+        name,
+        action,
+        embed,
+        deter,
+        hidden,
+        latent,
+        style: Style = ELU,
+        unroll=True,
+        dtype="float32",
+        learnt_start=False,
+        bounded=False,
+    ):
+        super().__init__(name, action, embed, deter, latent, unroll, dtype)
+        self.learnt_start, self.bounded = learnt_start, bounded
+        out = replace(style, norm="none", activation="none")
+        self.img_in = Dense("img_in", (latent.size, action), hidden, style, dtype)
+        self.cell = GRUCell("cell", hidden, deter, style, dtype)
+        self.img_out = Dense("img_out", deter, hidden, style, dtype)
+        self.img_dist = Dense("img_dist", hidden, latent.outputs, out, dtype)
+        self.obs_out = Dense("obs_out", (deter, embed), hidden, style, dtype)
+        self.obs_dist = Dense("obs_dist", hidden, latent.outputs, out, dtype)
+
+    def build(self):
+        for layer in (
+            self.img_in,
+            self.cell,
+            self.img_out,
+            self.img_dist,
+            self.obs_out,
+            self.obs_dist,
+        ):
+            layer.build()
+        if self.learnt_start:
+            self.start = self.add_weight((self.deter,), "start", initial.zeros)
+
+    def initial(self, batch) -> State:
+        if not self.learnt_start:
+            return super().initial(batch)
+        deter = self.cast(tf.tanh(self.start.value))[None]
+        stats = self.prior(deter)
+        state = {"deter": deter, "stoch": self.latent.mode(stats), **stats}
+        return {k: tf.repeat(v, batch, 0) for k, v in state.items()}
+
+    def drive(self, action):
+        return self.img_in.with_bias(self.img_in.part(self.img_in.rows(1), self._soft(action)))
+
+    def watch(self, embed):
+        return self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))
+
+    def loop_weights(self):
+        return self.img_in.rows(0), self.obs_out.rows(0)
+
+    def advance(self, weights, state, drive):
+        x = self.img_in.finish(self.img_in.part(weights[0], state["stoch"]) + drive)
+        return self.cell(x, state["deter"])
+
+    def correct(self, weights, deter, watch):
+        return self.obs_dist(self.obs_out.finish(self.obs_out.part(weights[1], deter) + watch))
+
+    def predict(self, deter):
+        return self.img_dist(self.img_out(deter))
+
+    # Single steps concatenate their inputs: TensorFlow's optimiser breaks on the sum of products
+    # (see `Dense.call`).
+
+    def next_deter(self, state, action):
+        return self.cell(self.img_in(state["stoch"], self._soft(action)), state["deter"])
+
+    def infer(self, deter, embed):
+        return self.obs_dist(self.obs_out(deter, embed))
+
+    def without_action(self, path, rows):
+        return self.latent.size if path.endswith("/img_in/kernel") else rows
+
+    def _soft(self, action):
+        return bounded(action) if self.bounded else action
+
+
+def bounded(action: tf.Tensor) -> tf.Tensor:
+    """`action`, scaled down to 1 where it is beyond; the scale has no gradient."""
+    return action / tf.stop_gradient(tf.maximum(1.0, tf.abs(action)))
 
 
 def _time_major(x: tf.Tensor) -> tf.Tensor:

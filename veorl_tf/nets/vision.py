@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from veorl_tf.nets.base import ACTIVATIONS, Dense, Net, flatten_leading
+from veorl_tf.nets.base import ACTIVATIONS, ELU, Dense, Net, flatten_leading
 
 # The part of an image's Gaussian negative log-likelihood that no prediction changes, per number.
 LOG_NORMALISER = 0.5 * math.log(2 * math.pi)
@@ -37,7 +37,7 @@ class Encoder(Net):
 
     KERNELS = (4, 4, 4, 4)
 
-    def __init__(self, name, depth, dtype="float32", activation="elu"):
+    def __init__(self, name, depth, style=ELU, dtype="float32"):
         super().__init__(name, dtype)
         self.size = 2 * 2 * 8 * depth
         self.convs = [
@@ -46,7 +46,7 @@ class Encoder(Net):
                 kernel,
                 2,
                 "valid",
-                activation=activation,
+                activation=style.activation,
                 name=f"conv{i}",
                 **self.leaf,
             )
@@ -73,10 +73,10 @@ class Decoder(Net):
 
     KERNELS = (5, 5, 6, 6)
 
-    def __init__(self, name, width, depth, dtype="float32", activation="elu"):
+    def __init__(self, name, width, depth, style=ELU, dtype="float32"):
         super().__init__(name, dtype)
         self.depth = depth
-        self.activation = ACTIVATIONS[activation]
+        self.activation = ACTIVATIONS[style.activation]
         self.dense = Dense("dense", width, 32 * depth, dtype=dtype)
         channels = (4 * depth, 2 * depth, depth, 3)
         self.deconvs = [
@@ -86,7 +86,7 @@ class Decoder(Net):
                 2,
                 "valid",
                 name=f"deconv{i}",
-                activation=activation if i < 3 else None,
+                activation=style.activation if i < 3 else None,
                 **self.leaf,
             )
             for i, (c, kernel) in enumerate(zip(channels, self.KERNELS))

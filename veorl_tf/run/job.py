@@ -51,6 +51,21 @@ LOWEST = {
     "v2.classes": 1,
     "v2.depth": 1,
     "v2.units": 1,
+    "v3.deter": 1,
+    "v3.units": 1,
+    "v3.depth": 1,
+    "v3.layers": 0,
+    "v3.stoch": 1,
+    "v3.classes": 2,
+    "v3.bins": 3,
+    "nature.deter": 1,
+    "nature.hidden": 1,
+    "nature.units": 1,
+    "nature.depth": 1,
+    "nature.stoch": 1,
+    "nature.classes": 2,
+    "nature.blocks": 1,
+    "nature.bins": 3,
     "veorl.codes": 1,
     "veorl.code_size": 1,
     "veorl.ban_units": 1,
@@ -59,6 +74,7 @@ LOWEST = {
     "stages.abstraction.updates": 0,
     "stages.model.updates": 0,
     "stages.behavior.updates": 0,
+    "stages.joint.updates": 0,
     "log.eval_episodes": 1,
     "log.final_episodes": 1,
 }
@@ -104,9 +120,11 @@ def check(config: Config) -> None:
         "v2.latent": ("gaussian", "categorical"),
         "v2.activation": ("elu", "relu", "silu"),
         "behavior.learner": LEARNERS,
-        "behavior.actor": ("trunc_normal", "onehot"),
-        "behavior.indexing": ("veorl", "dreamerv2"),
-        "behavior.gradient": ("dynamics", "reinforce", "both"),
+        "behavior.actor": ("trunc_normal", "normal"),
+        "behavior.indexing": ("veorl", "dreamerv2", "dreamerv3"),
+        "behavior.gradient": ("dynamics", "reinforce", "both", "auto"),
+        "behavior.discount": ("mean", "mode"),
+        "optimizer": ("adam", "laprop"),
         "data.reward": ("identity", "tanh"),
     }
     flat = config.flat
@@ -118,10 +136,24 @@ def check(config: Config) -> None:
             raise UserError(f"--{key} {flat[key]}: at least {lowest}")
     if not 0 <= config.data.validation < 1:
         raise UserError(f"--data.validation {config.data.validation}: at least 0, less than 1")
-    if config.action.discrete != (config.behavior.actor == "onehot"):
+    for key in ("v3.bins", "nature.bins"):
+        if flat[key] % 2 == 0:
+            raise UserError(f"--{key} {flat[key]}: an odd number, so that one bin stands for 0")
+    if config.nature.deter % config.nature.blocks:
         raise UserError(
-            f"--behavior.actor {config.behavior.actor} does not fit --action.discrete "
-            f"{str(config.action.discrete).lower()}"
+            f"--nature.deter {config.nature.deter}: a multiple of the {config.nature.blocks} blocks"
+        )
+    if 4 * config.nature.depth % config.nature.blocks:
+        raise UserError(
+            f"--nature.depth {config.nature.depth}: four times it must be a multiple of the "
+            f"{config.nature.blocks} blocks"
+        )
+    for key in ("v3.unimix", "nature.unimix", "behavior.unimix", "behavior.return_rate"):
+        if not 0 <= flat[key] < 1:
+            raise UserError(f"--{key} {flat[key]}: at least 0, less than 1")
+    if not 0 < config.behavior.slow_fraction <= 1:
+        raise UserError(
+            f"--behavior.slow_fraction {config.behavior.slow_fraction}: more than 0, at most 1"
         )
     check_compiler(config)
     if config.fresh and config.distribute == "multi_worker":

@@ -1,0 +1,124 @@
+"""DreamerV3's world model of 2025: a GRU whose hidden layers are block-diagonal."""
+
+from dataclasses import replace
+
+import tensorflow as tf
+
+from veorl_tf.nets import initial
+from veorl_tf.nets.base import Dense, Net, Style, linear
+from veorl_tf.nets.rssm import Dynamics, bounded, gated
+
+
+class BlockLinear(Net):
+    """`blocks` linear maps side by side, `[..., G, I]` to `[..., G, O]`: a dense layer from `width`
+    = G I to `units` = G O whose kernel is zero outside the blocks.
+    """
+
+    def __init__(self, name, width, units, blocks, style: Style, dtype="float32"):
+        super().__init__(name, dtype)
+        if width % blocks or units % blocks:
+            raise ValueError(f"{name}: {width} and {units} are not multiples of {blocks} blocks")
+        self.width, self.units, self.blocks, self.style = width, units, blocks, style
+
+    def build(self):
+        shape = (self.blocks, self.width // self.blocks, self.units // self.blocks)
+        self.kernel = self.add_weight(shape, "kernel", self.style.kernel(fan_in=self.width))
+        self.bias = self.add_weight((self.units,), "bias", initial.zeros)
+
+    def call(self, x):
+        return by_blocks(self.cast(x), self.value(self.kernel)) + self.bias_of_blocks()
+
+    def bias_of_blocks(self) -> tf.Tensor:
+        return tf.reshape(self.value(self.bias), [self.blocks, -1])
+
+
+def by_blocks(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """`x [B, G, I]` and `kernel [G, I, O]` to `[B, G, O]`."""
+    return tf.transpose(tf.matmul(tf.transpose(x, [1, 0, 2]), kernel), [1, 0, 2])
+
+
+class BlockRSSM(Dynamics):
+    """Deterministic state, sample and action are projected to `hidden` each; every one of `blocks`
+    blocks of the GRU sees the projections and its own slice of the deterministic state.
+    """
+
+    def __init__(
+        self,
+        name,
+        action,
+        embed,
+        deter,
+        hidden,
+        latent,
+        style: Style,
+        blocks=8,
+        unroll=True,
+        dtype="float32",
+    ):
+        super().__init__(name, action, embed, deter, latent, unroll, dtype)
+        self.hidden, self.blocks = hidden, blocks
+        out = replace(style, norm="none", activation="none")
+        self.deter_in = Dense("deter_in", deter, hidden, style, dtype)
+        self.stoch_in = Dense("stoch_in", latent.size, hidden, style, dtype)
+        self.action_in = Dense("action_in", action, hidden, style, dtype)
+        self.layer = BlockLinear("layer", deter + 3 * blocks * hidden, deter, blocks, style, dtype)
+        self.norm = style.normalised("norm", deter, dtype)
+        self.gates = BlockLinear("gates", deter, 3 * deter, blocks, style, dtype)
+        self.img_out0 = Dense("img_out0", deter, hidden, style, dtype)
+        self.img_out1 = Dense("img_out1", hidden, hidden, style, dtype)
+        self.img_dist = Dense("img_dist", hidden, latent.outputs, out, dtype)
+        self.obs_out = Dense("obs_out", (deter, embed), hidden, style, dtype)
+        self.obs_dist = Dense("obs_dist", hidden, latent.outputs, out, dtype)
+
+    def build(self):
+        for layer in (
+            self.deter_in,
+            self.stoch_in,
+            self.action_in,
+            self.layer,
+            self.norm,
+            self.gates,
+            self.img_out0,
+            self.img_out1,
+            self.img_dist,
+            self.obs_out,
+            self.obs_dist,
+        ):
+            layer.build()
+
+    def layer_kernels(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """The layer's kernel as that of the blocks' own slices `[G, D / G, D / G]`, and that of the
+        projections that all blocks see, `[3 hidden, D]`: a plain matrix."""
+        kernel, own = self.layer.kernel.value, self.deter // self.blocks
+        shared = tf.transpose(kernel[:, own:], [1, 0, 2])
+        return self.cast(kernel[:, :own]), self.cast(tf.reshape(shared, [-1, self.deter]))
+
+    def drive(self, action):
+        rows = self.layer_kernels()[1][2 * self.hidden :]
+        return linear(self.action_in(bounded(action)), rows) + self.value(self.layer.bias)
+
+    def watch(self, embed):
+        return self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))
+
+    def loop_weights(self):
+        own, shared = self.layer_kernels()
+        return own, shared[: 2 * self.hidden], self.obs_out.rows(0)
+
+    def advance(self, weights, state, drive):
+        own, shared, _ = weights
+        deter, slices = self.cast(state["deter"]), [-1, self.blocks, self.deter // self.blocks]
+        projected = tf.concat([self.deter_in(deter), self.stoch_in(state["stoch"])], -1)
+        x = tf.reshape(by_blocks(tf.reshape(deter, slices), own), [-1, self.deter])
+        x = self.norm(x + tf.matmul(projected, shared) + drive)
+        gates = self.gates(tf.reshape(x, slices))
+        flat = [tf.reshape(gate, [-1, self.deter]) for gate in tf.split(gates, 3, -1)]
+        return gated(*flat, deter)
+
+    def correct(self, weights, deter, watch):
+        return self.obs_dist(self.obs_out.finish(self.obs_out.part(weights[2], deter) + watch))
+
+    def predict(self, deter):
+        return self.img_dist(self.img_out1(self.img_out0(deter)))
+
+    def without_action(self, path, rows):
+        return 0 if path.endswith("/action_in/kernel") else rows
