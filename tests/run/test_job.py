@@ -69,7 +69,7 @@ BASE = ["--configs", "metaworld", "veorl", "debug"]
         ([*BASE, "--optimizer", "sgd"], ["--optimizer sgd", "adam, laprop"]),
         ([*BASE, "--v3.bins", "64"], ["--v3.bins 64", "odd"]),
         ([*BASE, "--nature.deter", "33"], ["--nature.deter 33", "blocks"]),
-        ([*BASE, "--nature.depth", "3"], ["--nature.depth 3", "blocks"]),
+        ([*BASE, "--nature.blocks", "32"], ["--nature.depth 4", "32 blocks"]),
         ([*BASE, "--v3.unimix", "1.0"], ["--v3.unimix 1.0", "less than 1"]),
         ([*BASE, "--behavior.slow_fraction", "0.0"], ["slow_fraction 0.0", "more than 0"]),
         ([*BASE, "--target_dataset", "nowhere"], ["--target_dataset nowhere", "no such folder"]),
