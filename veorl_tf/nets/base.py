@@ -120,8 +120,7 @@ class Dense(Net):
             self.norm.build()
 
     def rows(self, index: int) -> tf.Tensor:
-        """The kernel's rows of part `index`, `[widths[index], units]`. A loop takes them before it
-        begins: sliced inside, every step's gradient would have the size of the whole kernel."""
+        """The kernel's rows of part `index`, `[widths[index], units]`."""
         start = sum(self.widths[:index])
         return self.kernel.value[start : start + self.widths[index]]
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from veorl_tf.nets import initial
 from veorl_tf.nets.base import Dense, Net, Style, linear
 from veorl_tf.nets.rssm import Dynamics, bounded, gated
+from veorl_tf.nets.scan import multiply
 
 
 class BlockLinear(Net):
@@ -26,15 +27,10 @@ class BlockLinear(Net):
         self.bias = self.add_weight((self.units,), "bias", initial.zeros)
 
     def call(self, x):
-        return by_blocks(self.cast(x), self.value(self.kernel)) + self.bias_of_blocks()
+        return multiply(self.cast(x), self.value(self.kernel)) + self.bias_of_blocks()
 
     def bias_of_blocks(self) -> tf.Tensor:
         return tf.reshape(self.value(self.bias), [self.blocks, -1])
-
-
-def by_blocks(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """`x [B, G, I]` and `kernel [G, I, O]` to `[B, G, O]`."""
-    return tf.transpose(tf.matmul(tf.transpose(x, [1, 0, 2]), kernel), [1, 0, 2])
 
 
 class BlockRSSM(Dynamics):
@@ -91,31 +87,44 @@ class BlockRSSM(Dynamics):
         projections that all blocks see, `[3 hidden, D]`: a plain matrix."""
         kernel, own = self.layer.kernel.value, self.deter // self.blocks
         shared = tf.transpose(kernel[:, own:], [1, 0, 2])
-        return self.cast(kernel[:, :own]), self.cast(tf.reshape(shared, [-1, self.deter]))
+        return kernel[:, :own], tf.reshape(shared, [-1, self.deter])
 
     def drive(self, action):
         rows = self.layer_kernels()[1][2 * self.hidden :]
-        return linear(self.action_in(bounded(action)), rows) + self.value(self.layer.bias)
+        x = linear(self.action_in(bounded(action)), self.cast(rows))
+        return x + self.value(self.layer.bias)
 
     def watch(self, embed):
         return self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))
 
-    def loop_weights(self):
+    def kernels(self):
         own, shared = self.layer_kernels()
-        return own, shared[: 2 * self.hidden], self.obs_out.rows(0)
+        return {
+            "deter_in": self.deter_in.kernel.value,
+            "stoch_in": self.stoch_in.kernel.value,
+            "own": own,
+            "shared": shared[: 2 * self.hidden],
+            "gates": self.gates.kernel.value,
+            "deter": self.obs_out.rows(0),
+            "posterior": self.obs_dist.kernel.value,
+        }
 
-    def advance(self, weights, state, drive):
-        own, shared, _ = weights
+    def advance(self, product, state, drive):
         deter, slices = self.cast(state["deter"]), [-1, self.blocks, self.deter // self.blocks]
-        projected = tf.concat([self.deter_in(deter), self.stoch_in(state["stoch"])], -1)
-        x = tf.reshape(by_blocks(tf.reshape(deter, slices), own), [-1, self.deter])
-        x = self.norm(x + tf.matmul(projected, shared) + drive)
-        gates = self.gates(tf.reshape(x, slices))
+        through = lambda layer, name, x: layer.finish(layer.with_bias(product(name, x)))
+        projected = (
+            through(self.deter_in, "deter_in", deter),
+            through(self.stoch_in, "stoch_in", state["stoch"]),
+        )
+        x = tf.reshape(product("own", tf.reshape(deter, slices)), [-1, self.deter])
+        x = self.norm(x + product("shared", tf.concat(projected, -1)) + drive)
+        gates = product("gates", tf.reshape(x, slices)) + self.gates.bias_of_blocks()
         flat = [tf.reshape(gate, [-1, self.deter]) for gate in tf.split(gates, 3, -1)]
         return gated(*flat, deter)
 
-    def correct(self, weights, deter, watch):
-        return self.obs_dist(self.obs_out.finish(self.obs_out.part(weights[2], deter) + watch))
+    def correct(self, product, deter, watch):
+        hidden = self.obs_out.finish(product("deter", deter) + watch)
+        return self.obs_dist.with_bias(product("posterior", hidden))
 
     def predict(self, deter):
         return self.img_dist(self.img_out1(self.img_out0(deter)))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from veorl_tf.nets import initial
 from veorl_tf.nets.base import ELU, Dense, Net, Style
-from veorl_tf.nets.scan import scan
+from veorl_tf.nets.scan import Product, multiply, scan, scan_with_products
 
 State = dict[str, tf.Tensor]
 
@@ -46,17 +46,17 @@ class Dynamics(Net):
         """What embeddings `[..., E]` contribute to posteriors."""
         raise NotImplementedError("watch(embed [..., E]) -> [..., X]")
 
-    def loop_weights(self) -> tuple:
-        """What `advance` and `correct` need of the weights, taken before a loop begins."""
-        return ()
+    def kernels(self) -> dict[str, tf.Tensor]:
+        """The kernels that `advance` and `correct` multiply with, by name."""
+        raise NotImplementedError("kernels() -> {name: kernel}")
 
-    def advance(self, weights: tuple, state: State, drive: tf.Tensor) -> tf.Tensor:
+    def advance(self, product: Product, state: State, drive: tf.Tensor) -> tf.Tensor:
         """The next `deter [B, D]`."""
-        raise NotImplementedError("advance(weights, state, drive) -> [B, D]")
+        raise NotImplementedError("advance(product, state, drive) -> [B, D]")
 
-    def correct(self, weights: tuple, deter: tf.Tensor, watch: tf.Tensor) -> tf.Tensor:
+    def correct(self, product: Product, deter: tf.Tensor, watch: tf.Tensor) -> tf.Tensor:
         """What the posterior's statistics are made from."""
-        raise NotImplementedError("correct(weights, deter, watch) -> [B, outputs]")
+        raise NotImplementedError("correct(product, deter, watch) -> [B, outputs]")
 
     def predict(self, deter: tf.Tensor) -> tf.Tensor:
         """What the prior's statistics are made from."""
@@ -99,14 +99,15 @@ class Dynamics(Net):
             _time_major(self.watch(embed)),
             self.latent.noise(seed, [steps, batch]),
         )
-        weights = self.loop_weights()
 
-        def step(state, inputs):
+        def step(state, inputs, product):
             drive, watch, noise = inputs
-            deter = self.advance(weights, state, drive)
-            return self._sampled(deter, self.correct(weights, deter, watch), noise)
+            deter = self.advance(product, state, drive)
+            return self._sampled(deter, self.correct(product, deter, watch), noise)
 
-        states = scan(step, self.initial(batch), inputs, self.unroll)
+        states = scan_with_products(
+            step, self.initial(batch), inputs, self.kernels(), self.compute_dtype, self.unroll
+        )
         posterior = {k: _time_major(v) for k, v in states.items()}
         return posterior, self.prior(posterior["deter"])
 
@@ -129,11 +130,15 @@ class Dynamics(Net):
 
     def next_deter(self, state: State, action) -> tf.Tensor:
         """`advance` of a single step."""
-        return self.advance(self.loop_weights(), state, self.drive(action))
+        return self.advance(self._product(), state, self.drive(action))
 
     def infer(self, deter: tf.Tensor, embed: tf.Tensor) -> tf.Tensor:
         """`correct` of a single step."""
-        return self.correct(self.loop_weights(), deter, self.watch(embed))
+        return self.correct(self._product(), deter, self.watch(embed))
+
+    def _product(self) -> Product:
+        kernels = self.kernels()
+        return lambda name, x: multiply(self.cast(x), self.cast(kernels[name]))
 
     def _sampled(self, deter: tf.Tensor, outputs: tf.Tensor, noise: tf.Tensor) -> State:
         stats = self.latent.stats(outputs)
@@ -155,8 +160,11 @@ class GRUCell(Net):
         self.dense.build()
 
     def call(self, x, deter):
-        reset, candidate, update = tf.split(self.dense(x, deter), 3, -1)
-        return gated(reset, candidate, update, self.cast(deter))
+        return self.gate(self.dense(x, deter), deter)
+
+    def gate(self, gates: tf.Tensor, deter: tf.Tensor) -> tf.Tensor:
+        """The new state from the three stacked gates."""
+        return gated(*tf.split(gates, 3, -1), self.cast(deter))
 
 
 def gated(reset, candidate, update, deter):
@@ -223,15 +231,24 @@ class RSSM(Dynamics):
     def watch(self, embed):
         return self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))
 
-    def loop_weights(self):
-        return self.img_in.rows(0), self.obs_out.rows(0)
+    def kernels(self):
+        return {
+            "stoch": self.img_in.rows(0),
+            "gates": self.cell.dense.kernel.value,
+            "deter": self.obs_out.rows(0),
+            "posterior": self.obs_dist.kernel.value,
+        }
 
-    def advance(self, weights, state, drive):
-        x = self.img_in.finish(self.img_in.part(weights[0], state["stoch"]) + drive)
-        return self.cell(x, state["deter"])
+    def advance(self, product, state, drive):
+        x = self.img_in.finish(product("stoch", state["stoch"]) + drive)
+        gates = self.cell.dense
+        before = tf.concat([x, self.cast(state["deter"])], -1)
+        before = gates.finish(gates.with_bias(product("gates", before)))
+        return self.cell.gate(before, state["deter"])
 
-    def correct(self, weights, deter, watch):
-        return self.obs_dist(self.obs_out.finish(self.obs_out.part(weights[1], deter) + watch))
+    def correct(self, product, deter, watch):
+        hidden = self.obs_out.finish(product("deter", deter) + watch)
+        return self.obs_dist.with_bias(product("posterior", hidden))
 
     def predict(self, deter):
         return self.img_dist(self.img_out(deter))
