@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.nets.base import ELU, MLP, RELU, Dense, Norm, flatten_leading, initialise
+from veorl_tf.nets.base import (
+    ELU,
+    MLP,
+    RELU,
+    Dense,
+    Norm,
+    Style,
+    flatten_leading,
+    frozen,
+    initialise,
+)
 from veorl_tf.nets.quantizer import Codebook
 from veorl_tf.nets.vision import Encoder
 
@@ -115,3 +125,33 @@ def test_layer_norm_is_keras_with_its_gradient(rng, built, dtype):
     for one, two in zip(*results, strict=True):
         scale = np.abs(two).max()
         np.testing.assert_allclose(tf.cast(one, tf.float32), two, atol=tolerance * scale)
+
+
+def test_frozen_weights_are_constants_that_gradients_pass(built, rng):
+    net, other = built(MLP("net", 3, 4, 1, 2)), built(MLP("other", 3, 4, 1, 2))
+    x = tf.constant(rng.normal(size=(5, 3)), tf.float32)
+    variables = [v.value for v in (*net.weights, *other.weights)]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        with frozen(net):
+            with frozen(net, other):
+                inner = tf.reduce_sum(other(x))
+            loss = tf.reduce_sum(net(x)) + inner
+        loss += tf.reduce_sum(other(x))
+    to_x, *grads = tape.gradient(loss, [x, *variables])
+    assert np.abs(to_x).max() > 0
+    assert [g is None for g in grads] == [True] * 4 + [False] * 4
+    np.testing.assert_allclose(grads[-1], [5, 5], err_msg="once, not twice")
+
+
+@pytest.mark.parametrize("rows", [3, 50])
+def test_a_kernel_centred_for_layer_norm_gives_what_its_outputs_centred_give(rows, built, rng):
+    """Whichever of the two is smaller is centred."""
+    layer = built(Dense("dense", 8, 6, Style("silu", "layer", 1e-3, biased=False)))
+    assert layer.centres(rows) == (rows > 8)
+    x = rng.normal(size=(rows, 8))
+    y = x @ layer.kernel.numpy()
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-3)
+    np.testing.assert_allclose(
+        layer(tf.constant(x, tf.float32)), y / (1 + np.exp(-y)), rtol=1e-3, atol=1e-5
+    )

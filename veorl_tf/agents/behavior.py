@@ -14,7 +14,7 @@ from veorl_tf.agents.objectives import (
 from veorl_tf.agents.stage import split_seed
 from veorl_tf.core.errors import UserError
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import MLP, Net
+from veorl_tf.nets.base import MLP, Net, frozen
 from veorl_tf.nets.parallel import own
 from veorl_tf.nets.rssm import State
 from veorl_tf.nets.scan import scan
@@ -97,10 +97,11 @@ class ReturnScale(Net):
         self.range = self.add_weight((2,), "range", initial.zeros)
 
     def update(self, returns: tf.Tensor) -> tf.Tensor:
-        """The averages `[2]` after a batch of returns; nothing is assigned."""
+        """The averages `[2]` after a batch of returns, without gradient; nothing is assigned."""
         batch = tf.stack(percentiles(returns, self.LOW, self.HIGH))
-        moved = (1 - self.rate) * self.range.value + self.rate * batch
-        return tf.where(tf.reduce_all(tf.math.is_finite(moved)), moved, self.range.value)
+        before = tf.stop_gradient(self.range.value)
+        moved = (1 - self.rate) * before + self.rate * batch
+        return tf.where(tf.reduce_all(tf.math.is_finite(moved)), moved, before)
 
     @staticmethod
     def divisor(averages: tf.Tensor) -> tf.Tensor:
@@ -202,7 +203,9 @@ class ImaginedActorCritic:
         judged = rollout if self.indexing.arriving else before_last(rollout)
         reward, metrics = self.model.reward(judged, reward_seed)
         discount = self.model.discount(judged)
-        value = self._value(self.slow if self.slow_target else self.critic, rollout)
+        with frozen(self.critic, self.slow):  # the actor's loss trains no critic
+            judge = self.slow if self.slow_target else self.critic
+            value = self.scalar.mean(judge(rollout.inputs.critic))
         if self.indexing.arriving:
             reward, discount = reward[1:], discount[1:]
             first = tf.ones_like(discount[0]) if goes_on is None else goes_on
@@ -237,9 +240,6 @@ class ImaginedActorCritic:
         """
         target = lambda_return(reward[1:], returns, self.gamma * goes_on[1:], self.lambda_)
         return global_mean(self._critic_errors(inputs[:-1], target)[0])
-
-    def _value(self, net: MLP, rollout: Trajectory) -> tf.Tensor:
-        return self.scalar.mean(net(rollout.inputs.critic))
 
     def _actor_loss(self, rollout, target, weight, entropy, value, divisor):
         shift = self.indexing.shift

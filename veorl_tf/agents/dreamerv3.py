@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from veorl_tf.agents.dreamerv2 import DreamerV2
 from veorl_tf.agents.stage import Stage, split_seed
+from veorl_tf.nets.base import frozen
 
 
 class DreamerV3(DreamerV2):
@@ -15,8 +16,8 @@ class DreamerV3(DreamerV2):
         return [self.joint_stage()]
 
     def joint_stage(self) -> Stage:
-        """Each group descends its own losses; the replay loss trains the critic and, through the
-        states, the world model."""
+        """Model, actor and critic each learn from losses of their own; that on stored sequences
+        trains the critic and, through the states, the model."""
         model, replay = self.model_scales(), self.config.behavior.replay_value
         behavior = {"actor": 1.0, "critic": 1.0}
         shared = {"replay_critic": replay} if replay else {}
@@ -30,11 +31,6 @@ class DreamerV3(DreamerV2):
                 "actor": self.group("joint", "actor", "actor"),
                 "critic": self.group("joint", "critic", "critic"),
             },
-            descends={
-                "model": (*model, *shared),
-                "actor": ("actor",),
-                "critic": ("critic", *shared),
-            },
             loss_scale=self.loss_scale("joint"),
             before_update=self.learner.update_slow,
             after_update=self.learner.keep_scale,
@@ -45,7 +41,8 @@ class DreamerV3(DreamerV2):
         batch = batches["target"]
         model_seed, behavior_seed, hook_seed = split_seed(seed, 3)
         terms, posterior, metrics = self.model.losses(batch, model_seed)
-        imagined, more, returns = self.imagine_losses(batch, posterior, behavior_seed)
+        with frozen(*(self.nets[name] for name in self.model_nets())):
+            imagined, more, returns = self.imagine_losses(batch, posterior, behavior_seed)
         terms, metrics = terms | imagined, metrics | more
         if self.config.behavior.replay_value:
             terms["replay_critic"] = self.replay_loss(batch, posterior, returns, hook_seed)

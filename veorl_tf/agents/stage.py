@@ -46,11 +46,11 @@ class Stage:
     """One stage of training.
 
     `losses(batches, seed)` returns the terms (scalars by name, whose names must equal those of
-    `scales`) and metrics. `groups` are the optimiser groups, disjoint sets of variables; each
-    descends the weighted sum of the terms that `descends` names for it, or of all. `columns` are
-    computed before the first update from what the stage leaves as it is. `begin` runs once before
-    the first update, `before_update` before each, inside the graph, with the update's index,
-    `after_update` after each with its metrics.
+    `scales`) and metrics. `groups` are the optimiser groups, disjoint sets of variables, that one
+    gradient of the weighted sum trains (what a term must not train, its losses hold `frozen`).
+    `columns` are computed before the first update from what the stage leaves as it is. `begin` runs
+    once before the first update, `before_update` before each, inside the graph, with the update's
+    index, `after_update` after each with its metrics.
     """
 
     name: str
@@ -59,7 +59,6 @@ class Stage:
     scales: Mapping[str, float]
     groups: Mapping[str, Adam]
     loss_scale: LossScale
-    descends: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     columns: tuple[Column, ...] = ()
     evaluates: bool = False
     begin: Callable[[], None] = field(default=lambda: None)
@@ -78,15 +77,6 @@ class Stage:
         """The optimisers' variables, by path."""
         parts = [*self.groups.values(), self.loss_scale]
         return {path: v for part in parts for path, v in part.state.items()}
-
-    @property
-    def sums(self) -> dict[tuple[str, ...], dict[str, tf.Variable]]:
-        """The variables by the terms that they descend."""
-        sums: dict[tuple[str, ...], dict[str, tf.Variable]] = {}
-        for name, group in self.groups.items():
-            terms = tuple(self.descends.get(name, self.scales))
-            sums.setdefault(terms, {}).update(group.variables)
-        return sums
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
@@ -182,17 +172,13 @@ class Update:
             batches = tf.nest.map_structure(lambda x: x[entry], batches)
         stage, batches = self.stage, self._with_frames(batches)
         stage.before_update(index)
-        with tf.GradientTape(len(stage.sums) > 1, watch_accessed_variables=False) as tape:
-            tape.watch(list(stage.variables.values()))
+        variables = stage.variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(list(variables.values()))
             terms, metrics = stage.losses(batches, _fold(self._seed, index))
             total = weighted_sum(terms, stage.scales)
-            scaled = {
-                names: stage.loss_scale.scale * weighted_sum(terms, stage.scales, names)
-                for names in stage.sums
-            }
-        grads = {}
-        for names, variables in stage.sums.items():
-            grads |= tape.gradient(scaled[names], variables, unconnected_gradients="zero")
+            scaled = total * stage.loss_scale.scale
+        grads = tape.gradient(scaled, variables, unconnected_gradients="zero")
         grads = add_up({path: tf.convert_to_tensor(grad) for path, grad in grads.items()})
         all_finite = tf.constant(True)
         for name, group in stage.groups.items():
@@ -215,17 +201,11 @@ class Update:
         return {**_named(terms), **metrics, "loss/total": total}
 
 
-def weighted_sum(
-    terms: Mapping[str, tf.Tensor],
-    scales: Mapping[str, float],
-    names: tuple[str, ...] | None = None,
-) -> tf.Tensor:
-    """The sum of `terms` times `scales`, of all or of those named; the two must name the same
-    losses."""
+def weighted_sum(terms: Mapping[str, tf.Tensor], scales: Mapping[str, float]) -> tf.Tensor:
+    """The sum of `terms` times `scales`; the two must name the same losses."""
     if set(terms) != set(scales):
         raise ValueError(f"losses {sorted(terms)} but scales {sorted(scales)}")
-    chosen = [name for name in terms if names is None or name in names]
-    return tf.add_n([scales[name] * tf.cast(terms[name], tf.float32) for name in chosen])
+    return tf.add_n([scales[name] * tf.cast(term, tf.float32) for name, term in terms.items()])
 
 
 def split_seed(seed: tf.Tensor, count: int) -> list[tf.Tensor]:

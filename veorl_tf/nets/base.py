@@ -1,5 +1,7 @@
 """What every layer of the project has in common: explicit sizes, explicit build, stable names."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -15,6 +17,27 @@ ACTIVATIONS = {
     "silu": tf.nn.silu,
     "none": lambda x: x,
 }
+
+
+_FROZEN: set[int] = set()  # ids of variables
+
+
+@contextmanager
+def frozen(*nets: keras.layers.Layer) -> Iterator[None]:
+    """Inside, the weights of `nets` are constants: gradients pass through the nets to what they
+    are given, and none reaches the weights."""
+    ids = {id(v) for net in nets for v in net.weights} - _FROZEN
+    _FROZEN.update(ids)
+    try:
+        yield
+    finally:
+        _FROZEN.difference_update(ids)
+
+
+def read(variable: keras.Variable) -> tf.Variable | tf.Tensor:
+    """A variable's value; a constant inside `frozen`. All nets that can be frozen read so."""
+    value = variable.value
+    return tf.stop_gradient(value) if id(variable) in _FROZEN else value
 
 
 class Net(keras.layers.Layer):
@@ -41,7 +64,7 @@ class Net(keras.layers.Layer):
 
     def value(self, variable: keras.Variable) -> tf.Tensor:
         """A variable in the type that matrix products run in."""
-        return tf.cast(variable.value, self.compute_dtype)
+        return tf.cast(read(variable), self.compute_dtype)
 
     @property
     def leaf(self) -> dict:
@@ -122,7 +145,7 @@ class Dense(Net):
     def rows(self, index: int) -> tf.Tensor:
         """The kernel's rows of part `index`, `[widths[index], units]`."""
         start = sum(self.widths[:index])
-        return self.kernel.value[start : start + self.widths[index]]
+        return read(self.kernel)[start : start + self.widths[index]]
 
     def part(self, rows: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """The product with a part's `rows`, `[..., widths[index]] -> [..., units]`; no bias."""
@@ -131,9 +154,9 @@ class Dense(Net):
     def with_bias(self, x: tf.Tensor) -> tf.Tensor:
         return x if self.bias is None else x + self.value(self.bias)
 
-    def finish(self, x: tf.Tensor) -> tf.Tensor:
+    def finish(self, x: tf.Tensor, centred: bool = False) -> tf.Tensor:
         """Norm and activation of the sum of all parts and the bias."""
-        return self.activation(x) if self.norm is None else self.norm(x)
+        return self.activation(x) if self.norm is None else self.norm(x, centred=centred)
 
     def call(self, *parts):
         x = tf.concat([self.cast(part) for part in parts], -1)
@@ -141,10 +164,21 @@ class Dense(Net):
         # Product, bias and activation in a row on a matrix: TensorFlow makes one kernel of them.
         # (Not of activation(product + (product + bias)): its optimiser breaks on that and leaves
         # the whole graph as it was.)
-        x = tf.matmul(flat, self.value(self.kernel))
+        centred = self.centres(flat.shape[0])
+        kernel = self.cast(centre(read(self.kernel))) if centred else self.value(self.kernel)
+        x = tf.matmul(flat, kernel)
         if self.bias is not None:
             x = tf.nn.bias_add(x, self.value(self.bias))
-        return tf.reshape(self.finish(x), leading + [self.units])
+        return tf.reshape(self.finish(x, centred), leading + [self.units])
+
+    def centres(self, rows: int | None) -> bool:
+        """Whether the kernel is centred for a LayerNorm, and not what it gives for `rows`."""
+        return (
+            self.style.norm == "layer"
+            and self.bias is None
+            and rows is not None
+            and rows > sum(self.widths)
+        )
 
 
 class Norm(Net):
@@ -164,35 +198,42 @@ class Norm(Net):
         if self.kind == "layer":
             self.beta = self.add_weight((self.width,), "beta", initial.zeros)
 
-    def call(self, x):
-        parameters = [self.gamma.value] + ([] if self.beta is None else [self.beta.value])
-        function = normalise(self.kind, self.activation, self.epsilon)
-        return function(self.cast(x), *parameters)
+    def call(self, x, centred=False):
+        """`centred` says that the mean of `x` is 0 already (see `centre`)."""
+        parameters = [read(v) for v in (self.gamma, self.beta) if v is not None]
+        centres = self.kind == "layer" and not centred
+        return normalise(centres, self.activation, self.epsilon)(self.cast(x), *parameters)
+
+
+def centre(x: tf.Tensor) -> tf.Tensor:
+    """`x [..., D]` less its mean over the last axis.
+
+    What a LayerNorm does first is linear: done to a kernel's outputs, it is done to all that the
+    kernel gives, and a kernel is small where there are many rows.
+    """
+    return x - tf.reduce_mean(x, -1, keepdims=True)
 
 
 @lru_cache(maxsize=None)
-def normalise(kind: str, activation: str, epsilon: float):
-    """A function of `x [..., D]` and the norm's parameters `[D]`, in float32 inside.
+def normalise(centres: bool, activation: str, epsilon: float):
+    """A function of `x [..., D]`, a gain and maybe an offset `[D]`; float32 inside.
 
-    Its gradient is in closed form: a third of the passes over memory that automatic
-    differentiation takes.
+    Its gradient is in closed form, in a third of the passes over memory that automatic
+    differentiation takes (docs/speed.md).
     """
-    centring, silu = kind == "layer", activation == "silu"
+    silu = activation == "silu"
     if activation not in ("none", "silu"):
         raise ValueError(f"no gradient is written for a norm followed by {activation!r}")
 
-    def normal_form(x):
-        x = tf.cast(x, tf.float32)
-        centred = x - tf.reduce_mean(x, -1, keepdims=True) if centring else x
-        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + epsilon)
-        return centred * scale, scale
-
     def affine(normal, parameters):
-        return normal * parameters[0] + (parameters[1] if centring else 0.0)
+        y = normal * parameters[0]
+        return y if len(parameters) == 1 else y + parameters[1]
 
     @tf.custom_gradient
     def function(x, *parameters):
-        normal, scale = normal_form(x)
+        full = centre(tf.cast(x, tf.float32)) if centres else tf.cast(x, tf.float32)
+        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(full), -1, keepdims=True) + epsilon)
+        normal = full * scale
         y = affine(normal, parameters)
         y = y * tf.sigmoid(y) if silu else y
 
@@ -201,19 +242,24 @@ def normalise(kind: str, activation: str, epsilon: float):
             if silu:
                 y = affine(normal, parameters)
                 gate = tf.sigmoid(y)
-                upstream = upstream * (gate * (1 + y * (1 - gate)))
-            leading = list(range(len(x.shape) - 1))
-            inner = upstream * parameters[0]
-            slope = tf.reduce_mean(inner * normal, -1, keepdims=True)
-            inner = inner - tf.reduce_mean(inner, -1, keepdims=True) if centring else inner
-            to_x = tf.cast(scale * (inner - normal * slope), x.dtype)
-            to_gamma = tf.reduce_sum(upstream * normal, leading)
-            to_beta = [tf.reduce_sum(upstream, leading)] if centring else []
-            return to_x, to_gamma, *to_beta
+                upstream *= gate * (1 + y * (1 - gate))
+            product, gain = upstream * normal, parameters[0]
+            inner = upstream * gain
+            inner -= normal * linear(product, gain[:, None] / float(x.shape[-1]))
+            to_x = (centre(inner) if centres else inner) * scale
+            return tf.cast(to_x, x.dtype), *[
+                column_sums(part) for part in (product, upstream)[: len(parameters)]
+            ]
 
         return tf.cast(y, x.dtype), gradient
 
     return function
+
+
+def column_sums(x: tf.Tensor) -> tf.Tensor:
+    """Sums of `x [..., D]` over all leading axes, as a product: faster than a reduction."""
+    x, _ = flatten_leading(x, 1)
+    return tf.matmul(tf.ones([1, tf.shape(x)[0]], x.dtype), x)[0]
 
 
 class MLP(Net):

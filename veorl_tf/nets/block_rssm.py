@@ -5,7 +5,7 @@ from dataclasses import replace
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import Dense, Net, Style, linear
+from veorl_tf.nets.base import Dense, Net, Style, linear, read
 from veorl_tf.nets.rssm import Dynamics, bounded, gated
 from veorl_tf.nets.scan import multiply
 
@@ -85,7 +85,7 @@ class BlockRSSM(Dynamics):
     def layer_kernels(self) -> tuple[tf.Tensor, tf.Tensor]:
         """The layer's kernel as that of the blocks' own slices `[G, D / G, D / G]`, and that of the
         projections that all blocks see, `[3 hidden, D]`: a plain matrix."""
-        kernel, own = self.layer.kernel.value, self.deter // self.blocks
+        kernel, own = read(self.layer.kernel), self.deter // self.blocks
         shared = tf.transpose(kernel[:, own:], [1, 0, 2])
         return kernel[:, :own], tf.reshape(shared, [-1, self.deter])
 
@@ -100,13 +100,13 @@ class BlockRSSM(Dynamics):
     def kernels(self):
         own, shared = self.layer_kernels()
         return {
-            "deter_in": self.deter_in.kernel.value,
-            "stoch_in": self.stoch_in.kernel.value,
+            "deter_in": read(self.deter_in.kernel),
+            "stoch_in": read(self.stoch_in.kernel),
             "own": own,
             "shared": shared[: 2 * self.hidden],
-            "gates": self.gates.kernel.value,
+            "gates": read(self.gates.kernel),
             "deter": self.obs_out.rows(0),
-            "posterior": self.obs_dist.kernel.value,
+            "posterior": read(self.obs_dist.kernel),
         }
 
     def advance(self, product, state, drive):

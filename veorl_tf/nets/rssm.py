@@ -10,7 +10,7 @@ from dataclasses import replace
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import ELU, Dense, Net, Style
+from veorl_tf.nets.base import ELU, Dense, Net, Style, read
 from veorl_tf.nets.scan import Product, multiply, scan, scan_with_products
 
 State = dict[str, tf.Tensor]
@@ -220,7 +220,7 @@ class RSSM(Dynamics):
     def initial(self, batch) -> State:
         if not self.learnt_start:
             return super().initial(batch)
-        deter = self.cast(tf.tanh(self.start.value))[None]
+        deter = self.cast(tf.tanh(read(self.start)))[None]
         stats = self.prior(deter)
         state = {"deter": deter, "stoch": self.latent.mode(stats), **stats}
         return {k: tf.repeat(v, batch, 0) for k, v in state.items()}
@@ -234,9 +234,9 @@ class RSSM(Dynamics):
     def kernels(self):
         return {
             "stoch": self.img_in.rows(0),
-            "gates": self.cell.dense.kernel.value,
+            "gates": read(self.cell.dense.kernel),
             "deter": self.obs_out.rows(0),
-            "posterior": self.obs_dist.kernel.value,
+            "posterior": read(self.obs_dist.kernel),
         }
 
     def advance(self, product, state, drive):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import ACTIVATIONS, Dense, Net, Style, flatten_leading
+from veorl_tf.nets.base import ACTIVATIONS, Dense, Net, Style, centre, flatten_leading, read
 from veorl_tf.nets.block_rssm import BlockLinear
 
 SIDE = 4  # pixels of the smallest picture
@@ -52,7 +52,13 @@ class Convolution(Net):
             self.norm.build()
 
     def call(self, x):
-        x, kernel = self.cast(x), self.value(self.kernel)
+        # A LayerNorm's centring is done to the kernel; its channels come last unless transposed.
+        centred = self.style.norm == "layer" and self.bias is None
+        x, kernel = self.cast(x), read(self.kernel)
+        if centred:
+            axes = [0, 1, 3, 2] if self.transposed else [0, 1, 2, 3]
+            kernel = tf.transpose(centre(tf.transpose(kernel, axes)), axes)
+        kernel = self.cast(kernel)
         if self.transposed:
             side = self.stride * x.shape[1]
             shape = [tf.shape(x)[0], side, side, self.depth]
@@ -63,7 +69,7 @@ class Convolution(Net):
             x = tf.nn.bias_add(x, self.value(self.bias))
         if self.pooled:
             x = tf.nn.max_pool2d(x, 2, 2, "VALID")
-        return self.activation(x) if self.norm is None else self.norm(x)
+        return self.activation(x) if self.norm is None else self.norm(x, centred=centred)
 
 
 class StridedEncoder(Net):
