@@ -8,6 +8,7 @@ import tensorflow as tf
 from veorl_tf.agents.agent import Agent
 from veorl_tf.agents.stage import Column, Stage, Stream, split_seed
 from veorl_tf.agents.world_model import flat_states
+from veorl_tf.nets.base import frozen
 from veorl_tf.nets.vision import preprocess
 
 
@@ -71,7 +72,10 @@ class DreamerV2(Agent):
         return terms, metrics
 
     def imagine_losses(self, batch, posterior, seed: tf.Tensor):
-        """The learner's losses, metrics and returns from every posterior state `[B, T, ...]`."""
+        """The learner's losses, metrics and returns from every posterior state `[B, T, ...]`; they
+        pass through the model and train none of it."""
         goes_on = tf.reshape(tf.cast(batch["discount"], tf.float32), [-1])
         goes_on = goes_on if self.parts.has_discount else None
-        return self.learner.losses(flat_states(posterior), seed, goes_on)
+        learnt = ("actor", "critic")
+        with frozen(*(net for name, net in self.nets.items() if name not in learnt)):
+            return self.learner.losses(flat_states(posterior), seed, goes_on)

@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from veorl_tf.agents.dreamerv2 import DreamerV2
 from veorl_tf.agents.stage import Stage, split_seed
-from veorl_tf.nets.base import frozen
 
 
 class DreamerV3(DreamerV2):
@@ -41,8 +40,7 @@ class DreamerV3(DreamerV2):
         batch = batches["target"]
         model_seed, behavior_seed, hook_seed = split_seed(seed, 3)
         terms, posterior, metrics = self.model.losses(batch, model_seed)
-        with frozen(*(self.nets[name] for name in self.model_nets())):
-            imagined, more, returns = self.imagine_losses(batch, posterior, behavior_seed)
+        imagined, more, returns = self.imagine_losses(batch, posterior, behavior_seed)
         terms, metrics = terms | imagined, metrics | more
         if self.config.behavior.replay_value:
             terms["replay_critic"] = self.replay_loss(batch, posterior, returns, hook_seed)

@@ -19,25 +19,34 @@ ACTIVATIONS = {
 }
 
 
-_FROZEN: set[int] = set()  # ids of variables
+# What frozen variables are, by their ids: the value, and the value in their net's compute type.
+_FROZEN: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
 
 
 @contextmanager
 def frozen(*nets: keras.layers.Layer) -> Iterator[None]:
     """Inside, the weights of `nets` are constants: gradients pass through the nets to what they
-    are given, and none reaches the weights."""
-    ids = {id(v) for net in nets for v in net.weights} - _FROZEN
-    _FROZEN.update(ids)
+    are given, and none reaches the weights. A loop inside finds them cast already."""
+    constants = {}
+    for net in nets:
+        for variable in net.weights:
+            value = tf.stop_gradient(variable.value)
+            constants[id(variable)] = value, tf.cast(value, net.compute_dtype)
+    before = {key: _FROZEN.get(key) for key in constants}
+    _FROZEN.update(constants)
     try:
         yield
     finally:
-        _FROZEN.difference_update(ids)
+        for key, value in before.items():
+            if value is None:
+                del _FROZEN[key]
+            else:
+                _FROZEN[key] = value
 
 
 def read(variable: keras.Variable) -> tf.Variable | tf.Tensor:
     """A variable's value; a constant inside `frozen`. All nets that can be frozen read so."""
-    value = variable.value
-    return tf.stop_gradient(value) if id(variable) in _FROZEN else value
+    return _FROZEN[id(variable)][0] if id(variable) in _FROZEN else variable.value
 
 
 class Net(keras.layers.Layer):
@@ -64,7 +73,9 @@ class Net(keras.layers.Layer):
 
     def value(self, variable: keras.Variable) -> tf.Tensor:
         """A variable in the type that matrix products run in."""
-        return tf.cast(read(variable), self.compute_dtype)
+        if id(variable) in _FROZEN:
+            return self.cast(_FROZEN[id(variable)][1])
+        return self.cast(variable.value)
 
     @property
     def leaf(self) -> dict:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from veorl_tf.nets import initial
 from veorl_tf.nets.base import ACTIVATIONS, Dense, Net, Style, centre, flatten_leading, read
 from veorl_tf.nets.block_rssm import BlockLinear
+from veorl_tf.nets.vision import upsample
 
 SIDE = 4  # pixels of the smallest picture
 
@@ -59,17 +60,65 @@ class Convolution(Net):
             axes = [0, 1, 3, 2] if self.transposed else [0, 1, 2, 3]
             kernel = tf.transpose(centre(tf.transpose(kernel, axes)), axes)
         kernel = self.cast(kernel)
-        if self.transposed:
-            side = self.stride * x.shape[1]
-            shape = [tf.shape(x)[0], side, side, self.depth]
-            x = tf.nn.conv2d_transpose(x, kernel, shape, self.stride, "SAME")
+        if self.transposed and self.bias is not None:
+            edge = self.size // 2 - 1
+            x = upsample(x, kernel, self.value(self.bias))[:, edge:-edge, edge:-edge]
+        elif self.transposed:
+            x = doubling(x, kernel)
         else:
-            x = tf.nn.conv2d(x, kernel, self.stride, "SAME")
-        if self.bias is not None:
-            x = tf.nn.bias_add(x, self.value(self.bias))
+            x = halving(x, kernel) if self.stride == 2 else tf.nn.conv2d(x, kernel, 1, "SAME")
+            x = x if self.bias is None else tf.nn.bias_add(x, self.value(self.bias))
         if self.pooled:
             x = tf.nn.max_pool2d(x, 2, 2, "VALID")
         return self.activation(x) if self.norm is None else self.norm(x, centred=centred)
+
+
+@tf.custom_gradient
+def halving(x: tf.Tensor, kernel: tf.Tensor):
+    """Convolution of stride 2, `[N, S, S, C]` to `[N, S / 2, S / 2, D]` by `[K, K, C, D]`."""
+
+    def gradient(upstream):
+        to_input = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(x), 2, "SAME")
+        return to_input, kernel_gradient(x, upstream, kernel.shape)
+
+    return tf.nn.conv2d(x, kernel, 2, "SAME"), gradient
+
+
+@tf.custom_gradient
+def doubling(x: tf.Tensor, kernel: tf.Tensor):
+    """Its transpose: `[N, S, S, D]` to `[N, 2 S, 2 S, C]` by a kernel `[K, K, C, D]`."""
+    side = 2 * x.shape[1]
+    shape = [tf.shape(x)[0], side, side, kernel.shape[2]]
+
+    def gradient(upstream):
+        to_input = tf.nn.conv2d(upstream, kernel, 2, "SAME")
+        return to_input, kernel_gradient(upstream, x, kernel.shape)
+
+    return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME"), gradient
+
+
+def kernel_gradient(large: tf.Tensor, small: tf.Tensor, shape) -> tf.Tensor:
+    """Of a convolution of stride 2 from `large [N, S, S, C]` to `small [N, S / 2, S / 2, D]`.
+
+    TensorFlow's is slow in bfloat16 where few pixels with many channels come out (docs/speed.md):
+    there it is one matrix product.
+    """
+    size, _, channels, depth = shape
+    if small.dtype != tf.bfloat16 or small.shape[1] > 8:
+        return tf.raw_ops.Conv2DBackpropFilter(
+            input=large,
+            filter_sizes=shape,
+            out_backprop=small,
+            strides=[1, 2, 2, 1],
+            padding="SAME",
+        )
+    edge = [size // 2 - 1] * 2
+    padded = tf.pad(large, [[0, 0], edge, edge, [0, 0]])
+    starts = range(0, 2 * small.shape[1], 2)
+    windows = [padded[:, i : i + size, j : j + size] for i in starts for j in starts]
+    windows = tf.reshape(tf.stack(windows, 1), [-1, size * size * channels])
+    product = tf.matmul(windows, tf.reshape(small, [-1, depth]), transpose_a=True)
+    return tf.reshape(product, shape)
 
 
 class StridedEncoder(Net):
