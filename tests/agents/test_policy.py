@@ -11,7 +11,16 @@ FIRST = tf.constant([True, True, True])
 LATER = tf.constant([False, False, False])
 
 
-@pytest.fixture(params=["metaworld veorl", "minedojo veorl", "metaworld dreamerv2"])
+@pytest.fixture(
+    params=[
+        "metaworld veorl",
+        "minedojo veorl",
+        "metaworld dreamerv2",
+        "metaworld dreamerv3",
+        "minedojo dreamerv3_nature",
+        "metaworld veorl_dv3",
+    ]
+)
 def agent(request, tiny_config, fresh_agent, rng):
     agent = fresh_agent(tiny_config(request.param))
     agent.nets["actor"].out.bias.assign(rng.normal(0, 1, agent.nets["actor"].out.bias.shape))
@@ -28,7 +37,7 @@ def equal(left, right):
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_episode_starts_from_zeros(agent, images):
+def test_an_episode_starts_from_the_initial_state(agent, images):
     start = agent.policy(images, FIRST, agent.initial(3), SEED)
     equal(agent.policy(images, LATER, agent.initial(3), SEED), start)
     used = start[1]

@@ -1,6 +1,8 @@
 """Half precision and while loops give the numbers of float32 and of unrolled loops (invariant 30 of
 VeoRL's spec), and so does XLA."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -34,9 +36,19 @@ def float32(tiny_config, make_agent, random_batches):
     return losses
 
 
-@pytest.mark.parametrize("names", ["metaworld veorl", "minedojo dreamerv2"])
-@pytest.mark.parametrize("unroll", [True, False])
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    ("names", "unroll", "precision"),
+    [
+        *itertools.product(
+            ["metaworld veorl", "minedojo dreamerv2"],
+            [True, False],
+            ["mixed_bfloat16", "mixed_float16"],
+        ),
+        ("metaworld dreamerv3", False, "mixed_bfloat16"),
+        ("dmc_vision dreamerv3_nature", False, "mixed_float16"),
+        ("metaworld veorl_dv3", False, "mixed_bfloat16"),
+    ],
+)
 def test_half_precision_gives_float32s_losses(
     names, precision, unroll, tiny_config, make_agent, random_batches, float32
 ):
@@ -50,7 +62,17 @@ def test_half_precision_gives_float32s_losses(
         assert actual[name] == pytest.approx(value, rel=1e-2), name
 
 
-@pytest.mark.parametrize("names", ["metaworld veorl", "minedojo veorl", "dmc_vision dreamerv2"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        "metaworld veorl",
+        "minedojo veorl",
+        "dmc_vision dreamerv2",
+        "metaworld dreamerv3",
+        "dmc_vision dreamerv3_nature",
+        "metaworld veorl_dv3",
+    ],
+)
 def test_while_loops_give_the_losses_of_unrolled_ones(
     names, tiny_config, make_agent, random_batches, float32
 ):
@@ -98,6 +120,9 @@ def test_black_and_white_frames_are_finite(
         ("metaworld veorl", False, "float32", 1e-3),
         ("minedojo veorl", False, "float32", 1e-3),
         ("dmc_vision dreamerv2", True, "float32", 1e-3),
+        ("metaworld dreamerv3", False, "float32", 1e-3),
+        ("minedojo dreamerv3_nature", False, "float32", 1e-3),
+        ("metaworld veorl_dv3", False, "float32", 1e-3),
         ("metaworld veorl", False, "mixed_bfloat16", 2e-2),
         ("minedojo veorl", False, "mixed_float16", 0.15),  # near ties of logits fall otherwise
     ],

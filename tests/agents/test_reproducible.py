@@ -22,7 +22,13 @@ def optimised_nodes(function, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("names", "unroll"), [("metaworld veorl", False), ("dmc_vision dreamerv2", True)]
+    ("names", "unroll"),
+    [
+        ("metaworld veorl", False),
+        ("dmc_vision dreamerv2", True),
+        ("metaworld dreamerv3", False),
+        ("dmc_vision dreamerv3_nature", False),
+    ],
 )
 def test_sums_have_two_terms(names, unroll, tiny_config, make_agent, random_batches):
     """The `AddN` kernel orders three terms or more by whose buffer is free first."""

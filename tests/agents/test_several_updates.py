@@ -19,7 +19,9 @@ def assert_same(one, two):
         np.testing.assert_array_equal(one[key], two[key], err_msg=key)
 
 
-@pytest.mark.parametrize("names", ["metaworld veorl", "dmc_vision dreamerv2"])
+@pytest.mark.parametrize(
+    "names", ["metaworld veorl", "dmc_vision dreamerv2", "metaworld dreamerv3"]
+)
 def test_the_same_weights_and_metrics(names, tiny_config, fresh_agent, random_batches, snapshot):
     config = tiny_config(names)
     single, several = [], []

@@ -168,6 +168,15 @@ def test_where_the_gradients_of_stage_2_go(domain, build, losses):
     assert not {"encoder_ban", "ban"} & nets(everything), "the BAN is frozen"
 
 
+def test_normalised_embeddings_have_a_mean_distance(tiny_config, fresh_agent, rng):
+    """On DreamerV3 parts, whose embeddings are wide and of unit size."""
+    left, right = (tf.constant(rng.normal(size=(5, 8)), tf.float32) for _ in range(2))
+    distance = ((left.numpy().mean(0) - right.numpy().mean(0)) ** 2).sum()
+    for names, share in (("metaworld veorl", 1), ("metaworld veorl_dv3", 1 / 8)):
+        agent = fresh_agent(tiny_config(names))
+        assert agent.mmd(left, right).numpy() == pytest.approx(share * distance, rel=1e-5)
+
+
 def test_mmd_vanishes_when_source_and_target_are_the_same(build, losses):
     agent, stage, windows = build("metaworld", 0, **{"data.source_length": 4})
     same = {"target": windows["target"], "source": {"image": windows["target"]["image"]}}

@@ -4,9 +4,16 @@ TensorFlow's devices cannot be changed later."""
 import numpy as np
 import tensorflow as tf
 
-from veorl_tf.agents.objectives import balanced_kl, global_mean, linear_mmd
+from veorl_tf.agents.behavior import ReturnScale
+from veorl_tf.agents.objectives import (
+    balanced_kl,
+    global_mean,
+    linear_mmd,
+    percentiles,
+    two_sided_kl,
+)
 from veorl_tf.nets import distributions, parallel
-from veorl_tf.nets.optimizers import Adam, LossScale
+from veorl_tf.nets.optimizers import Adam, LaProp, LossScale
 from veorl_tf.nets.quantizer import usage
 
 RNG = np.random.default_rng(0)
@@ -38,6 +45,7 @@ def noise():
         distributions.GaussianLatent(5).noise,
         distributions.CategoricalLatent(3, 4).noise,
         distributions.TruncatedNormalAction(2).noise,
+        distributions.NormalAction(2).noise,
         distributions.OneHotAction(6).noise,
     ):
         left, right = both(lambda x, draw=draw: draw(seed, [7, 4]), np.zeros(2))
@@ -58,6 +66,13 @@ def means():
         "mmd": (linear_mmd, x, y),
         "masked mmd": (linear_mmd, x, y, mask, mask[::-1].copy()),
         "kl": (lambda x, y, m: balanced_kl(latent, stats(x), stats(y), 1.0, 0.8, m)[0], x, y, mask),
+        "free nats of elements": (
+            lambda x, y, m: global_mean(two_sided_kl(latent, stats(x), stats(y), 1.0)[0], m),
+            x,
+            y,
+            mask,
+        ),
+        "percentiles": (lambda x: tf.stack(percentiles(x, 5, 95)), x),
         "usage": (lambda i: usage(i, 6)["perplexity"], RNG.integers(0, 6, (4, 3))),
     }
     for name, (function, *arrays) in cases.items():
@@ -86,14 +101,14 @@ def gradients():
         np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
-def optimiser():
+def optimiser(kind=Adam, **options):
     """Every replica's copies take the step of one device; an overflow in one skips it in both."""
     grads = normal(3, 2, 4)  # updates, replicas, numbers
     grads[1, 1, 0] = np.inf
 
     def make():
         variable = tf.Variable(tf.ones([4]))
-        return variable, Adam("a", {"v": variable}, 0.1, decay=0.01), LossScale("a", True)
+        return variable, kind("a", {"v": variable}, 0.1, **options), LossScale("a", True)
 
     def step(grad, adam, scale):
         finite, _ = adam.apply(parallel.add_up({"v": tf.reduce_sum(grad, 0)}), scale.scale)
@@ -118,6 +133,27 @@ def optimiser():
             np.testing.assert_allclose(copy.numpy(), single.numpy(), rtol=1e-6)
 
 
+def return_scale():
+    """The averages of all returns, assigned to every replica's copy."""
+    with strategy.scope():
+        scale = ReturnScale("return_scale", 0.5)
+        scale.build()
+
+    def step(returns):
+        averages = scale.update(returns)
+        parallel.own(scale.range.value).assign(averages)
+        return averages
+
+    returns = normal(20, 3)
+    expected = 0.5 * np.percentile(returns, [5, 95])
+    for result in both(step, returns):
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+    for copy in strategy.experimental_local_results(scale.range.value):
+        np.testing.assert_allclose(copy.numpy(), expected, rtol=1e-5)
+
+
 if __name__ == "__main__":
-    for check in (noise, means, gradients, optimiser):
+    for check in (noise, means, gradients, return_scale):
         check()
+    optimiser(Adam, decay=0.01)
+    optimiser(LaProp, agc=0.3, warmup=2)

@@ -75,13 +75,13 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, output
 
 
-def assert_same_run(logdir: Path, expected: Path) -> None:
+def assert_same_run(logdir: Path, expected: Path, stage: str = "behavior", least: int = 6) -> None:
     """The same metrics wherever both have them, and the same weights, up to rounding."""
     left, right = (
         {(line["step"], len(line)): line for line in read_metrics(path / "metrics.jsonl")}
         for path in (logdir, expected)
     )
-    assert left.keys() <= right.keys() and len(left) >= 3 * 2
+    assert left.keys() <= right.keys() and len(left) >= least
     for position, line in left.items():
         other = right[position]
         assert line.keys() == other.keys()
@@ -89,7 +89,7 @@ def assert_same_run(logdir: Path, expected: Path) -> None:
             if not key.startswith("time/") and key != "stage":
                 assert line[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
     arrays, others = (
-        load_weights(path, checkpoint.stage_name("behavior"))[0] for path in (logdir, expected)
+        load_weights(path, checkpoint.stage_name(stage))[0] for path in (logdir, expected)
     )
     assert arrays.keys() == others.keys()
     for path, array in arrays.items():
@@ -106,6 +106,24 @@ def test_two_devices(one, flags, tmp_path):
     assert "saved at update 2 of stage behavior; the same command continues" in output
     assert job.train(flags(logdir, **RARELY)) == 0
     assert_same_run(logdir, one)
+
+
+def test_two_devices_train_dreamerv3(random_data, tmp_path):
+    """Its joint stage: percentiles of all returns, several updates a call."""
+    values = {**TINY, **random_data, "data.batch": 4, "stages.joint.updates": UPDATES}
+    values |= {"log.every": 1, "log.validation_every": 3, "log.video_every": 0}
+    names = ["--configs", "metaworld", "dreamerv3", "debug"]
+    runs = []
+    for name, more in (
+        ("one", {}),
+        ("two", {"distribute": "mirrored", "updates_per_call": 2, **RARELY}),
+    ):
+        pairs = (values | {"logdir": tmp_path / name} | more).items()
+        runs.append([*names, *sum(([f"--{k}", str(v)] for k, v in pairs), [])])
+    assert job.train(runs[0]) == 0
+    code, output = finish(start(runs[1], DEVICES=2))
+    assert code == 0, output
+    assert_same_run(tmp_path / "two", tmp_path / "one", "joint", least=1)
 
 
 def free_port() -> int:

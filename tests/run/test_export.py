@@ -37,6 +37,9 @@ assert not foreign, foreign
 AGENTS = {
     "gaussian": ("metaworld veorl", {}),
     "categorical": ("minedojo dreamerv2", {"target_dataset": "x"}),
+    "dreamerv3": ("metaworld dreamerv3", {}),
+    "dreamerv3_nature": ("minedojo dreamerv3_nature", {"target_dataset": "x"}),
+    "veorl_dv3": ("metaworld veorl_dv3", {}),
 }
 
 
@@ -143,9 +146,9 @@ def test_what_it_says_of_itself(name, exported):
     camera = None if config.task == "none" else "corner"  # how foreign frames were taken: unknown
     assert policy["image"]["shape"] == [64, 64, 3] and policy["image"]["camera"] == camera
     assert policy["agent"] == config.agent and policy["seed"] == 3
-    statistics = {"gaussian": {"mean", "std"}, "categorical": {"logit"}}[name]
+    statistics = {"mean", "std"} if name == "gaussian" else {"logit"}
     assert set(policy["state"]) == {"deter", "stoch", "action"} | statistics
-    assert policy["state"]["deter"] == [config.v2.deter]
+    assert policy["state"]["deter"] == [config[config.backbone].deter]
 
 
 def test_an_export_never_overwrites(exported, tmp_path):

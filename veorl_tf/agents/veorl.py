@@ -130,12 +130,18 @@ class VeoRL(DreamerV2):
             "image": global_mean(self.parts.image_error(reconstruction, image[:, 1:])),
             **kl,
             "vq": global_mean(codes.loss),
-            "mmd": linear_mmd(source, target),
+            "mmd": self.mmd(source, target),
         }
         metrics = {"kl_nats": nats}
         for domain, index in (("target", codes.index), ("source", self.ban(source).index)):
             metrics |= self.code_metrics(domain, index)
         return terms, metrics
+
+    def mmd(self, source, target, source_mask=None, target_mask=None) -> tf.Tensor:
+        """The distance of the domains' embeddings. Normalised ones (DreamerV3's) are of a size that
+        grows with their width, so that their distance is divided by it."""
+        distance = linear_mmd(source, target, source_mask, target_mask)
+        return distance / source.shape[-1] if self.config.veorl.mmd_mean else distance
 
     def code_metrics(self, domain: str, index: tf.Tensor) -> dict[str, tf.Tensor]:
         """Codebook use and the share of transitions at which the code changes."""
@@ -160,7 +166,7 @@ class VeoRL(DreamerV2):
             metrics |= {f"{k}_{domain}": v for k, v in plan_metrics.items()}
             metrics |= self.code_metrics(domain, batch["index"])
         (source, source_mask), (target, target_mask) = embeds["source"], embeds["target"]
-        terms["mmd"] = linear_mmd(source, target, source_mask, target_mask)
+        terms["mmd"] = self.mmd(source, target, source_mask, target_mask)
         if self.config.veorl.bc_on_trunk:
             terms["bc_trunk"] = self.trunk_cloning_loss(batches["target"]["code"], posterior)
         return terms, metrics
