@@ -64,9 +64,10 @@ def test_render_lines():
             row("dreamerv2", 0, 2),
             row("veorl", 0, 19),
             row("veorl", 1, 20),
-            row("veorl", 0, 3, "metaworld_reach"),
+            row("veorl", 0, 3, "metaworld_reach") | {"algorithm": "veorl_dv3"},
         ]
     )
+    assert "| metaworld_reach | veorl_dv3 | 0 |" in text
     lines = text.splitlines()
     assert len(lines) == 2 + (2 + 3) + (2 + 1)
     assert {line.count("|") for line in lines} == {10}
@@ -127,7 +128,7 @@ def test_only_what_is_missing_is_run(project, capsys):
         f"small-metaworld_reach-{cell}" for cell in ("dreamerv2-0", "veorl-1", "dreamerv2-1")
     ]
     kept = json.loads((project / "results" / f"{names[0]}.json").read_text())
-    assert kept["budget"] == "small" and kept["agent"] == "dreamerv2"
+    assert kept["budget"] == "small" and kept["algorithm"] == kept["agent"] == "dreamerv2"
     lines = (project / "README.md").read_text().splitlines()
     assert [lines[0], lines[-1]] == list(table.MARKS)
     assert "\n".join(lines[1:-1]) in capsys.readouterr().out

@@ -18,7 +18,7 @@ from veorl_tf.core.interrupt import StopRequest
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
     "tasks": ["metaworld_door_close", "metaworld_drawer_open"],
-    "agents": ["veorl", "dreamerv2"],
+    "agents": ["veorl", "veorl_dv3", "dreamerv2", "dreamerv3"],
     "seeds": [0, 1],
     "budget": "small",
     "results": "results",
@@ -89,7 +89,7 @@ def train_one(options: Config, task: str, agent: str, seed: int, results: Path) 
     results.mkdir(parents=True, exist_ok=True)
     row = json.loads((logdir / "result.json").read_text())
     with atomic_write(target, "w") as file:
-        json.dump(row | {"budget": options.budget}, file, indent=1)
+        json.dump(row | {"budget": options.budget, "algorithm": agent}, file, indent=1)
 
 
 def wait_for(command: Sequence[str]) -> int:
@@ -108,9 +108,14 @@ def wait_for(command: Sequence[str]) -> int:
 
 
 def read_results(folder: Path) -> list[dict]:
-    """Results by task, agent and seed."""
+    """Results by task, algorithm and seed."""
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return sorted(rows, key=lambda r: (r["task"], r["agent"], r["seed"]))
+    return sorted(rows, key=lambda r: (r["task"], algorithm(r), r["seed"]))
+
+
+def algorithm(row: dict) -> str:
+    """The block that was trained, for example `veorl_dv3`: its agent is `veorl`."""
+    return row.get("algorithm", row["agent"])
 
 
 def render(rows: list[dict]) -> str:
@@ -147,7 +152,7 @@ def _agent_line(row: dict) -> str:
     scores, random = row["policy"], row["random"]
     p = fisher(scores, random)
     return (
-        f"| {row['task']} | {row['agent']} | {row['seed']} | {_share(scores)} | "
+        f"| {row['task']} | {algorithm(row)} | {row['seed']} | {_share(scores)} | "
         f"{scores['return']:.0f} ± {scores['return_error']:.0f} | {p:.1e} | "
         f"{row['training_seconds'] / 60:.0f} min | {_source(row)} |"
     )
