@@ -140,7 +140,9 @@ def test_only_what_is_missing_is_run(project, capsys):
 
 def test_a_failed_cell_stops_the_table(project, refused):
     (project / "bad").write_text("dreamerv2-0 4")
-    line = refused(table.table, ["--tasks", "metaworld_reach"], code=4)
+    line = refused(
+        table.table, ["--tasks", "metaworld_reach", "--agents", "veorl,dreamerv2"], code=4
+    )
     assert "small-metaworld_reach-dreamerv2-0" in line and "exit code 4" in line
     assert [p.name for p in (project / "results").iterdir()] == [
         "small-metaworld_reach-veorl-0.json"
