@@ -1,9 +1,11 @@
 """What every layer of the project has in common: explicit sizes, explicit build, stable names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 
 import keras
 import tensorflow as tf
@@ -20,7 +22,10 @@ ACTIVATIONS = {
 
 
 # What frozen variables are, by their ids: the value, and the value in their net's compute type.
-_FROZEN: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
+# Replicas trace in threads of their own, each with its own tensors.
+_FROZEN: ContextVar[Mapping[int, tuple[tf.Tensor, tf.Tensor]]] = ContextVar(
+    "frozen", default=MappingProxyType({})
+)
 
 
 @contextmanager
@@ -32,21 +37,17 @@ def frozen(*nets: keras.layers.Layer) -> Iterator[None]:
         for variable in net.weights:
             value = tf.stop_gradient(variable.value)
             constants[id(variable)] = value, tf.cast(value, net.compute_dtype)
-    before = {key: _FROZEN.get(key) for key in constants}
-    _FROZEN.update(constants)
+    token = _FROZEN.set({**_FROZEN.get(), **constants})
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                del _FROZEN[key]
-            else:
-                _FROZEN[key] = value
+        _FROZEN.reset(token)
 
 
 def read(variable: keras.Variable) -> tf.Variable | tf.Tensor:
     """A variable's value; a constant inside `frozen`. All nets that can be frozen read so."""
-    return _FROZEN[id(variable)][0] if id(variable) in _FROZEN else variable.value
+    constant = _FROZEN.get().get(id(variable))
+    return variable.value if constant is None else constant[0]
 
 
 class Net(keras.layers.Layer):
@@ -73,9 +74,8 @@ class Net(keras.layers.Layer):
 
     def value(self, variable: keras.Variable) -> tf.Tensor:
         """A variable in the type that matrix products run in."""
-        if id(variable) in _FROZEN:
-            return self.cast(_FROZEN[id(variable)][1])
-        return self.cast(variable.value)
+        constant = _FROZEN.get().get(id(variable))
+        return self.cast(variable.value if constant is None else constant[1])
 
     @property
     def leaf(self) -> dict:
@@ -211,7 +211,8 @@ class Norm(Net):
 
     def call(self, x, centred=False):
         """`centred` says that the mean of `x` is 0 already (see `centre`)."""
-        parameters = [read(v) for v in (self.gamma, self.beta) if v is not None]
+        parameters = (self.gamma, self.beta)[: 2 if self.kind == "layer" else 1]
+        parameters = [tf.convert_to_tensor(read(v)) for v in parameters]
         centres = self.kind == "layer" and not centred
         return normalise(centres, self.activation, self.epsilon)(self.cast(x), *parameters)
 

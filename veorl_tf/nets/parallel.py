@@ -46,7 +46,9 @@ def everywhere(x: tf.Tensor) -> tf.Tensor:
     gradient."""
     if replicas() == 1:
         return x[None]
-    return tf.distribute.get_replica_context().all_gather(x[None], axis=0)
+    gathered = tf.distribute.get_replica_context().all_gather(x[None], axis=0)
+    gathered.set_shape([replicas(), *x.shape])
+    return gathered
 
 
 def own_rows(draw: Callable[[list], tf.Tensor], leading: list) -> tf.Tensor:

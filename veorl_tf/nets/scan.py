@@ -85,4 +85,4 @@ def _zeros(name: str, kernel: tf.Tensor, steps, rows, dtype, seen) -> tf.Tensor:
         shape = [steps, rows, *kernel.shape[:-2], kernel.shape[-1]]
         return tf.zeros(shape, dtype), gradient
 
-    return zeros(kernel)
+    return zeros(tf.convert_to_tensor(kernel))
