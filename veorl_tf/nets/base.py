@@ -244,7 +244,9 @@ def normalise(centres: bool, activation: str, epsilon: float):
     @tf.custom_gradient
     def function(x, *parameters):
         full = centre(tf.cast(x, tf.float32)) if centres else tf.cast(x, tf.float32)
-        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(full), -1, keepdims=True) + epsilon)
+        # One pass over memory, where the mean of squares is two.
+        length = tf.math.reduce_euclidean_norm(full, -1, keepdims=True)
+        scale = tf.math.rsqrt(tf.square(length) / float(x.shape[-1]) + epsilon)
         normal = full * scale
         y = affine(normal, parameters)
         y = y * tf.sigmoid(y) if silu else y
