@@ -188,8 +188,9 @@ def test_the_range_of_returns_is_learnt(names, speaking):
     assert scale.divisor(scale.update(returns / 1e6)).numpy() == 1
     agent.learner.keep_scale({"return_low": averages[0], "return_high": averages[1]})
     np.testing.assert_allclose(scale.update(returns), [-1.592, 5.572], rtol=1e-4)
-    broken = tf.concat([returns[:1] * np.nan, returns[1:]], 0)
-    np.testing.assert_array_equal(scale.update(broken), averages)
+    for bad in (np.nan, np.inf):
+        broken = tf.concat([returns[:, :-1], tf.fill([7, 1], np.float32(bad))], 1)
+        np.testing.assert_array_equal(scale.update(broken), averages)
 
 
 def test_a_fresh_agent_predicts_no_reward_and_no_value(tiny_config, fresh_agent, start_states):

@@ -175,7 +175,12 @@ class Agent:
         embed = self.model.encoder(preprocess(batch["image"]))
         return {
             "open_loop/trunk": self.open_loop(
-                self.model.rssm, self.model.decoder, embed, batch["action"], batch["image"], seed
+                self.model.rssm,
+                self.model.decoder,
+                embed,
+                self.model.actions(batch),
+                batch["image"],
+                seed,
             )
         }
 

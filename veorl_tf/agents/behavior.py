@@ -101,7 +101,8 @@ class ReturnScale(Net):
         batch = tf.stack(percentiles(returns, self.LOW, self.HIGH))
         before = tf.stop_gradient(self.range.value)
         moved = (1 - self.rate) * before + self.rate * batch
-        return tf.where(tf.reduce_all(tf.math.is_finite(moved)), moved, before)
+        finite = tf.math.is_finite(global_mean(tf.stop_gradient(returns)))
+        return tf.where(finite, moved, before)
 
     @staticmethod
     def divisor(averages: tf.Tensor) -> tf.Tensor:
@@ -164,7 +165,8 @@ class ImaginedActorCritic:
 
     def rollout(self, start: State, seed: tf.Tensor) -> Trajectory:
         """Imagines from `start [N, ...]`. The policy sees its input with the gradient stopped, so
-        an action reaches the loss through states, never through later policy inputs."""
+        an action reaches the loss through states, never through later policy inputs; under
+        REINFORCE not even through states."""
         steps = self.horizon - 1 + self.indexing.extra_state
         count = start["deter"].shape[0]
         seeds = split_seed(seed, 4)
@@ -180,7 +182,11 @@ class ImaginedActorCritic:
             latent_noise, action_noise, hook_seed = noise
             policy = self.action.stats(self.actor(tf.stop_gradient(inputs.actor)))
             action = self.action.sample(policy, action_noise)
+            if self.gradient == "reinforce":
+                action = tf.stop_gradient(action)
             state = self.model.imagine_step(state, action, latent_noise)
+            if self.gradient == "reinforce":
+                state = tf.nest.map_structure(tf.stop_gradient, state)
             return state, self.model.features(inputs.carry, state, hook_seed), action, policy
 
         policy = self.action.stats(self.actor(tf.stop_gradient(first.actor)))

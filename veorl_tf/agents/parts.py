@@ -63,8 +63,9 @@ class Backbone:
         """From a world model's features to images."""
         raise NotImplementedError("decoder(name) -> Net")
 
-    def rssm(self, name: str, action: int, embed: int) -> Net:
-        """A world model driven by vectors of width `action`, observing ones of width `embed`."""
+    def rssm(self, name: str, action: int, embed: int, codes: bool = False) -> Net:
+        """A world model driven by vectors of width `action`, observing ones of width `embed`;
+        actions are bounded where the backbone does so, `codes` are not."""
         raise NotImplementedError("rssm(name, action, embed) -> Dynamics")
 
     def image_error(self, mean: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
@@ -102,7 +103,7 @@ class V2(Backbone):
     def decoder(self, name):
         return Decoder(name, self.feature_size, self.sizes.depth, self.style, self.precision)
 
-    def rssm(self, name, action, embed):
+    def rssm(self, name, action, embed, codes=False):
         sizes = self.sizes
         return RSSM(
             name,
@@ -129,19 +130,39 @@ class V2(Backbone):
         return {"kl": loss}, nats
 
 
-class V3(Backbone):
+class Third(Backbone):
+    """What both forms of DreamerV3 have: a categorical latent, a discount head, losses."""
+
+    starts_blank = has_discount = True
+
+    def __init__(self, config, sizes):
+        super().__init__(config)
+        self.sizes, self.units = sizes, sizes.units
+        self.latent = CategoricalLatent(sizes.stoch, sizes.classes, sizes.unimix)
+        self.feature_size = self.latent.size + sizes.deter
+
+    def image_error(self, mean, image):
+        """The squared error, summed."""
+        return 2 * image_error(mean, image)
+
+    @property
+    def kl_scales(self):
+        return {"dyn": self.config.kl.dyn, "rep": self.config.kl.rep}
+
+    def kl(self, posterior, prior, mask=None):
+        dyn, rep, nats = two_sided_kl(self.latent, posterior, prior, self.config.kl.free)
+        terms = {"dyn": global_mean(dyn, mask), "rep": global_mean(rep, mask)}
+        return terms, global_mean(nats, mask)
+
+
+class V3(Third):
     """DreamerV3's parts as in 2023 (arXiv 2301.04104v1) in the sizes of the `v3` keys."""
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.sizes, self.units = config.v3, config.v3.units
-        self.style = Style("silu", "layer", 1e-3, biased=False, average_fan=True)
-        self.latent = CategoricalLatent(self.sizes.stoch, self.sizes.classes, self.sizes.unimix)
-        self.feature_size = self.latent.size + self.sizes.deter
-        self.scalar = TwoHot(self.sizes.bins)
-        self.has_discount = True
+    style = Style("silu", "layer", 1e-3, biased=False, average_fan=True)
 
-    starts_blank = True
+    def __init__(self, config):
+        super().__init__(config, config.v3)
+        self.scalar = TwoHot(self.sizes.bins)
 
     def layers(self, head):
         return self.sizes.layers
@@ -155,7 +176,7 @@ class V3(Backbone):
     def decoder(self, name):
         return StridedDecoder(name, self.feature_size, self.sizes.depth, self.style, self.precision)
 
-    def rssm(self, name, action, embed):
+    def rssm(self, name, action, embed, codes=False):
         sizes = self.sizes
         return RSSM(
             name,
@@ -168,35 +189,18 @@ class V3(Backbone):
             self.unroll,
             self.precision,
             learnt_start=True,
-            bounded=True,
-        )
-
-    def image_error(self, mean, image):
-        """The squared error, summed."""
-        return 2 * image_error(mean, image)
-
-    @property
-    def kl_scales(self):
-        return {"dyn": self.config.kl.dyn, "rep": self.config.kl.rep}
-
-    def kl(self, posterior, prior, mask=None):
-        dyn, rep, nats = two_sided_kl(self.latent, posterior, prior, self.config.kl.free)
-        return {"dyn": global_mean(dyn, mask), "rep": global_mean(rep, mask)}, global_mean(
-            nats, mask
+            bounded=not codes,
         )
 
 
-class Nature(V3):
+class Nature(Third):
     """DreamerV3's parts as in 2025 (Nature 640) in the sizes of the `nature` keys."""
 
+    style = Style("silu", "rms", 1e-4, average_fan=False)
+
     def __init__(self, config):
-        Backbone.__init__(self, config)
-        self.sizes, self.units = config.nature, config.nature.units
-        self.style = Style("silu", "rms", 1e-4, average_fan=False)
-        self.latent = CategoricalLatent(self.sizes.stoch, self.sizes.classes, self.sizes.unimix)
-        self.feature_size = self.latent.size + self.sizes.deter
+        super().__init__(config, config.nature)
         self.scalar = TwoHot(self.sizes.bins, raw=True)
-        self.has_discount = True
 
     def layers(self, head):
         return self.sizes[f"{head}_layers"]
@@ -220,7 +224,7 @@ class Nature(V3):
             self.precision,
         )
 
-    def rssm(self, name, action, embed):
+    def rssm(self, name, action, embed, codes=False):
         sizes = self.sizes
         return BlockRSSM(
             name,
@@ -233,4 +237,5 @@ class Nature(V3):
             sizes.blocks,
             self.unroll,
             self.precision,
+            bounded=not codes,
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import tensorflow as tf
 
 from veorl_tf.core import seeds
-from veorl_tf.nets.optimizers import Adam, LossScale
+from veorl_tf.nets.optimizers import LossScale, Optimizer
 from veorl_tf.nets.parallel import add_up
 
 Batches = Mapping[str, Mapping[str, tf.Tensor]]
@@ -57,7 +57,7 @@ class Stage:
     streams: Mapping[str, Stream]
     losses: Callable[[Batches, tf.Tensor], tuple[dict, dict]]
     scales: Mapping[str, float]
-    groups: Mapping[str, Adam]
+    groups: Mapping[str, Optimizer]
     loss_scale: LossScale
     columns: tuple[Column, ...] = ()
     evaluates: bool = False

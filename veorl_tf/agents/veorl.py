@@ -36,7 +36,7 @@ class VeoRL(DreamerV2):
                 "ban", embed, keys.ban_units, keys.codes, keys.code_size, keys.commitment, precision
             )
         )
-        self.plan = self.add(self.parts.rssm("plan", keys.code_size, embed))
+        self.plan = self.add(self.parts.rssm("plan", keys.code_size, embed, codes=True))
         self.plan_decoder = self.add(self.parts.decoder("image_latent"))
         self.cloner = self.add(MLP("bc", width, width // 2, 1, keys.code_size, RELU, precision))
 

@@ -65,10 +65,14 @@ class WorldModel:
         """Posterior states and prior statistics of `image` (or what the encoder made of it,
         `embed`) and `action [B, T, ...]`."""
         embed = batch["embed"] if "embed" in batch else self.encoder(preprocess(batch["image"]))
+        return self.rssm.observe(embed, self.actions(batch), seed)
+
+    def actions(self, batch) -> tf.Tensor:
+        """The batch's actions `[B, T, A]`, the first one blank where the backbone starts so."""
         action = batch["action"]
-        if self.parts.starts_blank:
-            action = tf.concat([tf.zeros_like(action[:, :1]), action[:, 1:]], 1)
-        return self.rssm.observe(embed, action, seed)
+        if not self.parts.starts_blank:
+            return action
+        return tf.concat([tf.zeros_like(action[:, :1]), action[:, 1:]], 1)
 
     def rewards(self, batch) -> tf.Tensor:
         """The batch's rewards `[B, T]`, as they are learnt."""

@@ -40,7 +40,9 @@ METRICS: dict[str, Metric] = {
         "its two-hot target.",
     ),
     "loss/discount": Metric(
-        "nats", "Cross-entropy of the predicted discount to gamma times the stored one."
+        "nats",
+        "Cross-entropy of the predicted discount to the stored one, times gamma where the head's "
+        "mean is used.",
     ),
     "loss/kl": Metric("nats", "Balanced KL of posterior and prior, free nats applied to the mean."),
     "loss/dyn": Metric("nats", "KL that trains the prior, free nats applied to every element."),

@@ -31,7 +31,11 @@ _FROZEN: ContextVar[Mapping[int, tuple[tf.Tensor, tf.Tensor]]] = ContextVar(
 @contextmanager
 def frozen(*nets: keras.layers.Layer) -> Iterator[None]:
     """Inside, the weights of `nets` are constants: gradients pass through the nets to what they
-    are given, and none reaches the weights. A loop inside finds them cast already."""
+    are given, and none reaches the weights. A loop inside finds most of them cast already.
+
+    It holds for weights that are read by `read` or `Net.value`: all but V2's convolutions and the
+    codebook, which no loss under it trains.
+    """
     constants = {}
     for net in nets:
         for variable in net.weights:
@@ -45,7 +49,7 @@ def frozen(*nets: keras.layers.Layer) -> Iterator[None]:
 
 
 def read(variable: keras.Variable) -> tf.Variable | tf.Tensor:
-    """A variable's value; a constant inside `frozen`. All nets that can be frozen read so."""
+    """A variable's value; a constant inside `frozen`."""
     constant = _FROZEN.get().get(id(variable))
     return variable.value if constant is None else constant[0]
 
@@ -244,9 +248,7 @@ def normalise(centres: bool, activation: str, epsilon: float):
     @tf.custom_gradient
     def function(x, *parameters):
         full = centre(tf.cast(x, tf.float32)) if centres else tf.cast(x, tf.float32)
-        # One pass over memory, where the mean of squares is two.
-        length = tf.math.reduce_euclidean_norm(full, -1, keepdims=True)
-        scale = tf.math.rsqrt(tf.square(length) / float(x.shape[-1]) + epsilon)
+        scale = tf.math.rsqrt(tf.reduce_mean(tf.square(full), -1, keepdims=True) + epsilon)
         normal = full * scale
         y = affine(normal, parameters)
         y = y * tf.sigmoid(y) if silu else y

@@ -50,9 +50,10 @@ class BlockRSSM(Dynamics):
         blocks=8,
         unroll=True,
         dtype="float32",
+        bounded=True,
     ):
         super().__init__(name, action, embed, deter, latent, unroll, dtype)
-        self.hidden, self.blocks = hidden, blocks
+        self.hidden, self.blocks, self.bounded = hidden, blocks, bounded
         out = replace(style, norm="none", activation="none")
         self.deter_in = Dense("deter_in", deter, hidden, style, dtype)
         self.stoch_in = Dense("stoch_in", latent.size, hidden, style, dtype)
@@ -91,7 +92,7 @@ class BlockRSSM(Dynamics):
 
     def drive(self, action):
         rows = self.layer_kernels()[1][2 * self.hidden :]
-        x = linear(self.action_in(bounded(action)), self.cast(rows))
+        x = linear(self.action_in(bounded(action) if self.bounded else action), self.cast(rows))
         return x + self.value(self.layer.bias)
 
     def watch(self, embed):

@@ -222,7 +222,8 @@ class RSSM(Dynamics):
             return super().initial(batch)
         deter = self.cast(tf.tanh(read(self.start)))[None]
         stats = self.prior(deter)
-        state = {"deter": deter, "stoch": self.latent.mode(stats), **stats}
+        mode = tf.stop_gradient(self.latent.mode(stats))
+        state = {"deter": deter, "stoch": mode, **stats}
         return {k: tf.repeat(v, batch, 0) for k, v in state.items()}
 
     def drive(self, action):

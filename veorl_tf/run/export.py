@@ -20,7 +20,7 @@ class PolicyModule(tf.Module):
 
     `initial_state(batch: int32 []) -> {state...}` before the first frame of every row.
     `act(image: uint8 [B, 64, 64, 3], is_first: bool [B], seed: int32 [2], state...)
-        -> {action: [B, A], state...}`; rows where `is_first` start from zeros, `seed` drives the
+        -> {action: [B, A], state...}`; rows where `is_first` start afresh, `seed` drives the
     latent's sampling (the same seed and inputs give the same action). Feed the returned state
     back, unchanged, with the next frame. State tensors are named `state_<part>`.
     """

@@ -37,6 +37,7 @@ PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 OWN = re.compile(
     r"logdir|datadir|target_dataset|source_videos|init_from|env\.workers|data\.prefetch"
 )
+GROUPS = ("model", "actor", "critic")  # of optimisers
 LOWEST = {
     "updates_per_call": 0,
     "env.workers": 1,
@@ -70,7 +71,14 @@ LOWEST = {
     "veorl.code_size": 1,
     "veorl.ban_units": 1,
     "veorl.bucket": 0,
+    "nature.reward_layers": 0,
+    "nature.discount_layers": 0,
+    "nature.critic_layers": 0,
+    "nature.actor_layers": 0,
     "behavior.slow_every": 1,
+    "behavior.slow_pull": 0,
+    "behavior.replay_value": 0,
+    **{f"{group}.{key}": 0 for group in GROUPS for key in ("clip", "decay", "agc", "warmup")},
     "stages.abstraction.updates": 0,
     "stages.model.updates": 0,
     "stages.behavior.updates": 0,
@@ -155,6 +163,17 @@ def check(config: Config) -> None:
         raise UserError(
             f"--behavior.slow_fraction {config.behavior.slow_fraction}: more than 0, at most 1"
         )
+    keys = config.behavior
+    if keys.replay_value and config.agent != "dreamerv3":
+        raise UserError(
+            f"--behavior.replay_value {keys.replay_value}: only --agent dreamerv3 learns from "
+            f"stored sequences; it must be 0 for {config.agent}"
+        )
+    if keys.replay_value and keys.indexing != "dreamerv3":
+        raise UserError(
+            f"--behavior.replay_value {keys.replay_value} needs --behavior.indexing dreamerv3, "
+            f"not {keys.indexing}"
+        )
     check_compiler(config)
     if config.fresh and config.distribute == "multi_worker":
         raise UserError(
@@ -219,6 +238,7 @@ def conclude(training) -> None:
     result = provenance() | {
         "task": config.task,
         "agent": config.agent,
+        "backbone": config.backbone,
         "seed": config.seed,
         "precision": config.precision,
         "compiler": config.compiler,
