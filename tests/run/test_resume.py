@@ -214,3 +214,28 @@ def test_actions_come_from_the_data(configured, tmp_path, stop_at):
     agent, _, _ = load_agent(tmp_path / "run", config)
     assert agent.action_space.size == 7
     assert np.array_equal(agent.weights()["actor/out/bias"].numpy(), arrays["actor/out/bias"])
+
+
+@pytest.mark.parametrize("agent", ["dreamerv3", "dreamerv3_nature"])
+def test_what_dreamerv3_keeps_besides_weights(agent, configured, tmp_path, stop_at):
+    """The running range of returns, the slow critic and its optimiser's moments survive a stop."""
+    ends = []
+    for name, stop in (("whole", None), ("stopped", 3)):
+        config = configured(
+            tmp_path / name, agent, **{"stages.joint.updates": 5, "log.video_every": 0}
+        )
+        stop_at(stop)
+        if stop:
+            with pytest.raises(Interrupted):
+                run(config, open_run(config, NAMES), strict=True)
+            stop_at(None)
+        directory = open_run(config, NAMES)
+        run(config, directory, strict=True)
+        ends.append(load_weights(directory.path)[0])
+    whole, stopped = ends
+    assert whole.keys() == stopped.keys()
+    kept = ("return_scale/range", "slow_critic/", "optimizer/joint/actor/v/")
+    assert all(any(path.startswith(part) for path in whole) for part in kept)
+    assert np.abs(whole["return_scale/range"]).max() > 0
+    for path, array in whole.items():
+        np.testing.assert_array_equal(stopped[path], array, err_msg=path)
