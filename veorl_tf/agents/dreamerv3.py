@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from veorl_tf.agents.dreamerv2 import DreamerV2
 from veorl_tf.agents.stage import Stage, split_seed
+from veorl_tf.nets.scan import time_major
 
 
 class DreamerV3(DreamerV2):
@@ -48,9 +49,8 @@ class DreamerV3(DreamerV2):
 
     def replay_loss(self, batch, posterior, returns: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """`returns [B * T]` are those imagined from the posterior states `[B, T, ...]`."""
-        time_first = lambda x: tf.transpose(x, [1, 0, *range(2, len(x.shape))])
         inputs = self.features((), posterior, seed).critic
         goes_on = tf.cast(batch["discount"], tf.float32)
         returns = tf.reshape(returns, goes_on.shape)
         parts = (inputs, self.model.rewards(batch), goes_on, returns)
-        return self.learner.replay_loss(*(time_first(x) for x in parts))
+        return self.learner.replay_loss(*(time_major(x) for x in parts))

@@ -28,15 +28,16 @@ class Backbone:
     """What the backbones share: heads are MLPs, deep as the sizes' `<like>_layers` say."""
 
     style: Style
-    units: int
     starts_blank = False
 
-    def __init__(self, config):
+    def __init__(self, config, sizes, latent):
         self.config, self.precision, self.unroll = config, config.precision, config.unroll
+        self.sizes, self.latent = sizes, latent
+        self.feature_size = latent.size + sizes.deter
 
     def layers(self, head: str) -> int:
         """Hidden layers of `reward`, `discount`, `critic` or `actor`."""
-        raise NotImplementedError("layers(head) -> int")
+        return self.sizes[f"{head}_layers"]
 
     def out_scale(self, head: str) -> float:
         """Scale of a head's output at the start."""
@@ -48,7 +49,7 @@ class Backbone:
         return MLP(
             name,
             width,
-            self.units,
+            self.sizes.units,
             self.layers(kind),
             out,
             self.style,
@@ -68,6 +69,21 @@ class Backbone:
         actions are bounded where the backbone does so, `codes` are not."""
         raise NotImplementedError("rssm(name, action, embed) -> Dynamics")
 
+    def dynamics(self, kind, name: str, action: int, embed: int, hidden: int, **more) -> Net:
+        """A world model of class `kind`."""
+        return kind(
+            name,
+            action,
+            embed,
+            self.sizes.deter,
+            hidden,
+            self.latent,
+            self.style,
+            unroll=self.unroll,
+            dtype=self.precision,
+            **more,
+        )
+
     def image_error(self, mean: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         """The image loss `[...]` of predicted and true images `[..., H, W, C]`."""
         raise NotImplementedError("image_error(mean, image) -> [...]")
@@ -86,16 +102,11 @@ class V2(Backbone):
     """DreamerV2's parts in the sizes of the configuration's `v2` keys."""
 
     def __init__(self, config):
-        super().__init__(config)
-        self.sizes, self.units = config.v2, config.v2.units
-        self.style = Style(config.v2.activation)
-        self.latent = make_latent(self.sizes.latent, self.sizes.stoch, self.sizes.classes)
-        self.feature_size = self.latent.size + self.sizes.deter
+        sizes = config.v2
+        super().__init__(config, sizes, make_latent(sizes.latent, sizes.stoch, sizes.classes))
+        self.style = Style(sizes.activation)
         self.scalar = UnitNormal()
         self.has_discount = config.v2.discount_head
-
-    def layers(self, head):
-        return self.sizes[f"{head}_layers"]
 
     def encoder(self, name):
         return Encoder(name, self.sizes.depth, self.style, self.precision)
@@ -104,18 +115,7 @@ class V2(Backbone):
         return Decoder(name, self.feature_size, self.sizes.depth, self.style, self.precision)
 
     def rssm(self, name, action, embed, codes=False):
-        sizes = self.sizes
-        return RSSM(
-            name,
-            action,
-            embed,
-            sizes.deter,
-            sizes.hidden,
-            self.latent,
-            self.style,
-            self.unroll,
-            self.precision,
-        )
+        return self.dynamics(RSSM, name, action, embed, self.sizes.hidden)
 
     def image_error(self, mean, image):
         return image_error(mean, image)
@@ -136,10 +136,8 @@ class Third(Backbone):
     starts_blank = has_discount = True
 
     def __init__(self, config, sizes):
-        super().__init__(config)
-        self.sizes, self.units = sizes, sizes.units
-        self.latent = CategoricalLatent(sizes.stoch, sizes.classes, sizes.unimix)
-        self.feature_size = self.latent.size + sizes.deter
+        latent = CategoricalLatent(sizes.stoch, sizes.classes, sizes.unimix)
+        super().__init__(config, sizes, latent)
 
     def image_error(self, mean, image):
         """The squared error, summed."""
@@ -177,20 +175,8 @@ class V3(Third):
         return StridedDecoder(name, self.feature_size, self.sizes.depth, self.style, self.precision)
 
     def rssm(self, name, action, embed, codes=False):
-        sizes = self.sizes
-        return RSSM(
-            name,
-            action,
-            embed,
-            sizes.deter,
-            sizes.units,
-            self.latent,
-            self.style,
-            self.unroll,
-            self.precision,
-            learnt_start=True,
-            bounded=not codes,
-        )
+        more = {"learnt_start": True, "bounded": not codes}
+        return self.dynamics(RSSM, name, action, embed, self.sizes.units, **more)
 
 
 class Nature(Third):
@@ -201,9 +187,6 @@ class Nature(Third):
     def __init__(self, config):
         super().__init__(config, config.nature)
         self.scalar = TwoHot(self.sizes.bins, raw=True)
-
-    def layers(self, head):
-        return self.sizes[f"{head}_layers"]
 
     def out_scale(self, head):
         return {"reward": 0.0, "critic": 0.0, "actor": 0.01}.get(head, 1.0)
@@ -225,17 +208,5 @@ class Nature(Third):
         )
 
     def rssm(self, name, action, embed, codes=False):
-        sizes = self.sizes
-        return BlockRSSM(
-            name,
-            action,
-            embed,
-            sizes.deter,
-            sizes.hidden,
-            self.latent,
-            self.style,
-            sizes.blocks,
-            self.unroll,
-            self.precision,
-            bounded=not codes,
-        )
+        more = {"blocks": self.sizes.blocks, "bounded": not codes}
+        return self.dynamics(BlockRSSM, name, action, embed, self.sizes.hidden, **more)

@@ -118,6 +118,11 @@ class Style:
             return initial.glorot_uniform
         return initial.truncated_normal(self.average_fan, scale, fan_in)
 
+    @property
+    def plain(self) -> "Style":
+        """Of layers that give an output: neither norm nor activation."""
+        return replace(self, norm="none", activation="none")
+
     def bias(self) -> bool:
         """Whether hidden layers have one."""
         return self.norm == "none" or self.biased
@@ -289,8 +294,7 @@ class MLP(Net):
         super().__init__(name, dtype)
         widths = [width] + [units] * layers
         self.hidden = [Dense(f"hidden{i}", widths[i], units, style, dtype) for i in range(layers)]
-        plain = replace(style, activation="none", norm="none")
-        self.out = Dense("out", widths[-1], out, plain, dtype, scale)
+        self.out = Dense("out", widths[-1], out, style.plain, dtype, scale)
 
     def build(self):
         for layer in [*self.hidden, self.out]:

@@ -1,12 +1,10 @@
 """DreamerV3's world model of 2025: a GRU whose hidden layers are block-diagonal."""
 
-from dataclasses import replace
-
 import tensorflow as tf
 
 from veorl_tf.nets import initial
 from veorl_tf.nets.base import Dense, Net, Style, linear, read
-from veorl_tf.nets.rssm import Dynamics, bounded, gated
+from veorl_tf.nets.rssm import Dynamics, gated
 from veorl_tf.nets.scan import multiply
 
 
@@ -52,9 +50,8 @@ class BlockRSSM(Dynamics):
         dtype="float32",
         bounded=True,
     ):
-        super().__init__(name, action, embed, deter, latent, unroll, dtype)
-        self.hidden, self.blocks, self.bounded = hidden, blocks, bounded
-        out = replace(style, norm="none", activation="none")
+        super().__init__(name, action, embed, deter, hidden, latent, style, unroll, dtype, bounded)
+        self.hidden, self.blocks = hidden, blocks
         self.deter_in = Dense("deter_in", deter, hidden, style, dtype)
         self.stoch_in = Dense("stoch_in", latent.size, hidden, style, dtype)
         self.action_in = Dense("action_in", action, hidden, style, dtype)
@@ -63,11 +60,9 @@ class BlockRSSM(Dynamics):
         self.gates = BlockLinear("gates", deter, 3 * deter, blocks, style, dtype)
         self.img_out0 = Dense("img_out0", deter, hidden, style, dtype)
         self.img_out1 = Dense("img_out1", hidden, hidden, style, dtype)
-        self.img_dist = Dense("img_dist", hidden, latent.outputs, out, dtype)
-        self.obs_out = Dense("obs_out", (deter, embed), hidden, style, dtype)
-        self.obs_dist = Dense("obs_dist", hidden, latent.outputs, out, dtype)
 
     def build(self):
+        super().build()
         for layer in (
             self.deter_in,
             self.stoch_in,
@@ -77,9 +72,6 @@ class BlockRSSM(Dynamics):
             self.gates,
             self.img_out0,
             self.img_out1,
-            self.img_dist,
-            self.obs_out,
-            self.obs_dist,
         ):
             layer.build()
 
@@ -92,11 +84,8 @@ class BlockRSSM(Dynamics):
 
     def drive(self, action):
         rows = self.layer_kernels()[1][2 * self.hidden :]
-        x = linear(self.action_in(bounded(action) if self.bounded else action), self.cast(rows))
+        x = linear(self.action_in(self.limited(action)), self.cast(rows))
         return x + self.value(self.layer.bias)
-
-    def watch(self, embed):
-        return self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))
 
     def kernels(self):
         own, shared = self.layer_kernels()
@@ -106,8 +95,7 @@ class BlockRSSM(Dynamics):
             "own": own,
             "shared": shared[: 2 * self.hidden],
             "gates": read(self.gates.kernel),
-            "deter": self.obs_out.rows(0),
-            "posterior": read(self.obs_dist.kernel),
+            **super().kernels(),
         }
 
     def advance(self, product, state, drive):
@@ -122,10 +110,6 @@ class BlockRSSM(Dynamics):
         gates = product("gates", tf.reshape(x, slices)) + self.gates.bias_of_blocks()
         flat = [tf.reshape(gate, [-1, self.deter]) for gate in tf.split(gates, 3, -1)]
         return gated(*flat, deter)
-
-    def correct(self, product, deter, watch):
-        hidden = self.obs_out.finish(product("deter", deter) + watch)
-        return self.obs_dist.with_bias(product("posterior", hidden))
 
     def predict(self, deter):
         return self.img_dist(self.img_out1(self.img_out0(deter)))

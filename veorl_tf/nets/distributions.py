@@ -27,19 +27,12 @@ def sigmoid2(x: tf.Tensor, minimum: float) -> tf.Tensor:
     return 2 * tf.sigmoid(x / 2) + minimum
 
 
-class GaussianLatent:
+class Gaussian:
     """Diagonal Gaussian of `size` numbers; statistics `mean`, `std` `[..., size]`."""
 
-    def __init__(self, size: int, min_std: float = 0.1):
+    def __init__(self, size: int):
         self.size = size  # width of a sample
         self.outputs = 2 * size  # width of the layer that predicts it
-        self.noise_shape = (size,)
-        self.min_std = min_std
-        self.shapes = {"mean": (size,), "std": (size,)}
-
-    def stats(self, x: tf.Tensor) -> Stats:
-        mean, std = tf.split(tf.cast(x, tf.float32), 2, -1)
-        return {"mean": mean, "std": sigmoid2(std, self.min_std)}
 
     def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
         draw = lambda leading: tf.random.stateless_normal([*leading, self.size], seed)
@@ -51,13 +44,29 @@ class GaussianLatent:
     def mode(self, stats: Stats) -> tf.Tensor:
         return stats["mean"]
 
-    def kl(self, left: Stats, right: Stats) -> tf.Tensor:
-        """KL(left || right) summed over the numbers: `[...]`."""
-        make = lambda s: tfd.MultivariateNormalDiag(s["mean"], s["std"])
-        return tfd.kl_divergence(make(left), make(right))
+    def distribution(self, stats: Stats) -> tfd.Distribution:
+        return tfd.MultivariateNormalDiag(stats["mean"], stats["std"])
 
     def entropy(self, stats: Stats) -> tf.Tensor:
-        return tfd.MultivariateNormalDiag(stats["mean"], stats["std"]).entropy()
+        return self.distribution(stats).entropy()
+
+
+class GaussianLatent(Gaussian):
+    """Gaussian latent: `mean` unbounded, `std` = sigmoid2 + 0.1."""
+
+    def __init__(self, size: int, min_std: float = 0.1):
+        super().__init__(size)
+        self.noise_shape = (size,)
+        self.min_std = min_std
+        self.shapes = {"mean": (size,), "std": (size,)}
+
+    def stats(self, x: tf.Tensor) -> Stats:
+        mean, std = tf.split(tf.cast(x, tf.float32), 2, -1)
+        return {"mean": mean, "std": sigmoid2(std, self.min_std)}
+
+    def kl(self, left: Stats, right: Stats) -> tf.Tensor:
+        """KL(left || right) summed over the numbers: `[...]`."""
+        return tfd.kl_divergence(self.distribution(left), self.distribution(right))
 
 
 class CategoricalLatent:
@@ -143,15 +152,14 @@ class TruncatedNormalAction:
         return self._distribution(stats).entropy()
 
 
-class NormalAction:
+class NormalAction(Gaussian):
     """Normal of DreamerV3; statistics `mean` = tanh, `std` = 0.9 sigmoid(x + 2) + 0.1, `[..., A]`.
 
-    Samples are not bounded: world models scale them down (`nets.rssm.bounded`), policies clip.
+    Samples are not bounded: world models scale them down (`Dynamics.limited`), policies clip.
     """
 
     def __init__(self, size: int, min_std: float = 0.1, max_std: float = 1.0):
-        self.size = size
-        self.outputs = 2 * size
+        super().__init__(size)
         self.min_std, self.max_std = min_std, max_std
 
     def stats(self, x: tf.Tensor) -> Stats:
@@ -159,22 +167,8 @@ class NormalAction:
         std = (self.max_std - self.min_std) * tf.sigmoid(std + 2) + self.min_std
         return {"mean": tf.tanh(mean), "std": std}
 
-    def noise(self, seed: tf.Tensor, leading: list) -> tf.Tensor:
-        draw = lambda leading: tf.random.stateless_normal([*leading, self.size], seed)
-        return own_rows(draw, leading)
-
-    def sample(self, stats: Stats, noise: tf.Tensor) -> tf.Tensor:
-        return stats["mean"] + stats["std"] * noise
-
-    def mode(self, stats: Stats) -> tf.Tensor:
-        return stats["mean"]
-
     def log_prob(self, stats: Stats, action: tf.Tensor) -> tf.Tensor:
-        dist = tfd.MultivariateNormalDiag(stats["mean"], stats["std"])
-        return dist.log_prob(tf.cast(action, tf.float32))
-
-    def entropy(self, stats: Stats) -> tf.Tensor:
-        return tfd.MultivariateNormalDiag(stats["mean"], stats["std"]).entropy()
+        return self.distribution(stats).log_prob(tf.cast(action, tf.float32))
 
 
 class OneHotAction:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from veorl_tf.nets import initial
 from veorl_tf.nets.base import ELU, Dense, Net, Style, read
-from veorl_tf.nets.scan import Product, multiply, scan, scan_with_products
+from veorl_tf.nets.scan import Product, multiply, scan, scan_with_products, time_major
 
 State = dict[str, tf.Tensor]
 
@@ -27,14 +27,23 @@ class Dynamics(Net):
     Args:
         action, embed: widths of what drives the model and of what it observes.
         deter: D, the deterministic state's width.
+        hidden: width of the hidden layers.
         latent: a distribution of `nets.distributions`.
+        bounded: scale actions down to 1 where they exceed it.
     """
 
-    def __init__(self, name, action, embed, deter, latent, unroll=True, dtype="float32"):
+    def __init__(self, name, action, embed, deter, hidden, latent, style, unroll, dtype, bounded):
         super().__init__(name, dtype)
         self.latent, self.deter, self.unroll = latent, deter, unroll
-        self.action_size, self.embed_size = action, embed
+        self.action_size, self.bounded = action, bounded
         self.feature_size = latent.size + deter
+        self.img_dist = Dense("img_dist", hidden, latent.outputs, style.plain, dtype)
+        self.obs_out = Dense("obs_out", (deter, embed), hidden, style, dtype)
+        self.obs_dist = Dense("obs_dist", hidden, latent.outputs, style.plain, dtype)
+
+    def build(self):
+        for layer in (self.img_dist, self.obs_out, self.obs_dist):
+            layer.build()
 
     # ----- what a kind of model says ------------------------------------------------------------
 
@@ -42,21 +51,13 @@ class Dynamics(Net):
         """What actions `[..., A]` contribute to steps."""
         raise NotImplementedError("drive(action [..., A]) -> [..., X]")
 
-    def watch(self, embed: tf.Tensor) -> tf.Tensor:
-        """What embeddings `[..., E]` contribute to posteriors."""
-        raise NotImplementedError("watch(embed [..., E]) -> [..., X]")
-
     def kernels(self) -> dict[str, tf.Tensor]:
         """The kernels that `advance` and `correct` multiply with, by name."""
-        raise NotImplementedError("kernels() -> {name: kernel}")
+        return {"deter": self.obs_out.rows(0), "posterior": read(self.obs_dist.kernel)}
 
     def advance(self, product: Product, state: State, drive: tf.Tensor) -> tf.Tensor:
         """The next `deter [B, D]`."""
         raise NotImplementedError("advance(product, state, drive) -> [B, D]")
-
-    def correct(self, product: Product, deter: tf.Tensor, watch: tf.Tensor) -> tf.Tensor:
-        """What the posterior's statistics are made from."""
-        raise NotImplementedError("correct(product, deter, watch) -> [B, outputs]")
 
     def predict(self, deter: tf.Tensor) -> tf.Tensor:
         """What the prior's statistics are made from."""
@@ -65,6 +66,24 @@ class Dynamics(Net):
     def without_action(self, path: str, rows: int) -> int:
         """How many of the first `rows` rows of the weight at `path` read no action."""
         raise NotImplementedError("without_action(path, rows) -> int")
+
+    # ----- what they share ----------------------------------------------------------------------
+
+    def watch(self, embed: tf.Tensor) -> tf.Tensor:
+        """What embeddings `[..., E]` contribute to posteriors."""
+        return self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))
+
+    def correct(self, product: Product, deter: tf.Tensor, watch: tf.Tensor) -> tf.Tensor:
+        """What the posterior's statistics are made from."""
+        hidden = self.obs_out.finish(product("deter", deter) + watch)
+        return self.obs_dist.with_bias(product("posterior", hidden))
+
+    def limited(self, action: tf.Tensor) -> tf.Tensor:
+        """`action`, scaled down to 1 where it is beyond if that is asked for; the scale has no
+        gradient."""
+        if not self.bounded:
+            return action
+        return action / tf.stop_gradient(tf.maximum(1.0, tf.abs(action)))
 
     # ----- states -------------------------------------------------------------------------------
 
@@ -95,8 +114,8 @@ class Dynamics(Net):
         """
         batch, steps = embed.shape[0] or tf.shape(embed)[0], embed.shape[1]
         inputs = (
-            _time_major(self.drive(action)),
-            _time_major(self.watch(embed)),
+            time_major(self.drive(action)),
+            time_major(self.watch(embed)),
             self.latent.noise(seed, [steps, batch]),
         )
 
@@ -108,7 +127,7 @@ class Dynamics(Net):
         states = scan_with_products(
             step, self.initial(batch), inputs, self.kernels(), self.compute_dtype, self.unroll
         )
-        posterior = {k: _time_major(v) for k, v in states.items()}
+        posterior = {k: time_major(v) for k, v in states.items()}
         return posterior, self.prior(posterior["deter"])
 
     def observe_step(self, state: State, action, embed, noise) -> State:
@@ -124,9 +143,9 @@ class Dynamics(Net):
     def imagine(self, state: State, action: tf.Tensor, seed: tf.Tensor) -> State:
         """Open loop from `state [B, ...]` under `action [B, T, A]`: states `[B, T, ...]`."""
         batch, steps = action.shape[0], action.shape[1]
-        inputs = (_time_major(action), self.latent.noise(seed, [steps, batch]))
+        inputs = (time_major(action), self.latent.noise(seed, [steps, batch]))
         states = scan(lambda s, x: self.imagine_step(s, *x), state, inputs, self.unroll)
-        return {k: _time_major(v) for k, v in states.items()}
+        return {k: time_major(v) for k, v in states.items()}
 
     def next_deter(self, state: State, action) -> tf.Tensor:
         """`advance` of a single step."""
@@ -177,7 +196,7 @@ class RSSM(Dynamics):
     """DreamerV2's model (PlaNet's, with a LayerNorm GRU); in another style, DreamerV3's of 2023.
 
     With `learnt_start` the initial state is the tanh of a learnt vector, with the mode of the prior
-    there. `bounded` scales actions down to 1 where they exceed it.
+    there.
     """
 
     def __init__(
@@ -194,25 +213,15 @@ class RSSM(Dynamics):
         learnt_start=False,
         bounded=False,
     ):
-        super().__init__(name, action, embed, deter, latent, unroll, dtype)
-        self.learnt_start, self.bounded = learnt_start, bounded
-        out = replace(style, norm="none", activation="none")
+        super().__init__(name, action, embed, deter, hidden, latent, style, unroll, dtype, bounded)
+        self.learnt_start = learnt_start
         self.img_in = Dense("img_in", (latent.size, action), hidden, style, dtype)
         self.cell = GRUCell("cell", hidden, deter, style, dtype)
         self.img_out = Dense("img_out", deter, hidden, style, dtype)
-        self.img_dist = Dense("img_dist", hidden, latent.outputs, out, dtype)
-        self.obs_out = Dense("obs_out", (deter, embed), hidden, style, dtype)
-        self.obs_dist = Dense("obs_dist", hidden, latent.outputs, out, dtype)
 
     def build(self):
-        for layer in (
-            self.img_in,
-            self.cell,
-            self.img_out,
-            self.img_dist,
-            self.obs_out,
-            self.obs_dist,
-        ):
+        super().build()
+        for layer in (self.img_in, self.cell, self.img_out):
             layer.build()
         if self.learnt_start:
             self.start = self.add_weight((self.deter,), "start", initial.zeros)
@@ -227,17 +236,13 @@ class RSSM(Dynamics):
         return {k: tf.repeat(v, batch, 0) for k, v in state.items()}
 
     def drive(self, action):
-        return self.img_in.with_bias(self.img_in.part(self.img_in.rows(1), self._soft(action)))
-
-    def watch(self, embed):
-        return self.obs_out.with_bias(self.obs_out.part(self.obs_out.rows(1), embed))
+        return self.img_in.with_bias(self.img_in.part(self.img_in.rows(1), self.limited(action)))
 
     def kernels(self):
         return {
             "stoch": self.img_in.rows(0),
             "gates": read(self.cell.dense.kernel),
-            "deter": self.obs_out.rows(0),
-            "posterior": read(self.obs_dist.kernel),
+            **super().kernels(),
         }
 
     def advance(self, product, state, drive):
@@ -247,10 +252,6 @@ class RSSM(Dynamics):
         before = gates.finish(gates.with_bias(product("gates", before)))
         return self.cell.gate(before, state["deter"])
 
-    def correct(self, product, deter, watch):
-        hidden = self.obs_out.finish(product("deter", deter) + watch)
-        return self.obs_dist.with_bias(product("posterior", hidden))
-
     def predict(self, deter):
         return self.img_dist(self.img_out(deter))
 
@@ -258,23 +259,10 @@ class RSSM(Dynamics):
     # (see `Dense.call`).
 
     def next_deter(self, state, action):
-        return self.cell(self.img_in(state["stoch"], self._soft(action)), state["deter"])
+        return self.cell(self.img_in(state["stoch"], self.limited(action)), state["deter"])
 
     def infer(self, deter, embed):
         return self.obs_dist(self.obs_out(deter, embed))
 
     def without_action(self, path, rows):
         return self.latent.size if path.endswith("/img_in/kernel") else rows
-
-    def _soft(self, action):
-        return bounded(action) if self.bounded else action
-
-
-def bounded(action: tf.Tensor) -> tf.Tensor:
-    """`action`, scaled down to 1 where it is beyond; the scale has no gradient."""
-    return action / tf.stop_gradient(tf.maximum(1.0, tf.abs(action)))
-
-
-def _time_major(x: tf.Tensor) -> tf.Tensor:
-    """Swaps the first two axes."""
-    return tf.transpose(x, [1, 0, *range(2, len(x.shape))])

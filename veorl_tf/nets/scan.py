@@ -59,6 +59,11 @@ def scan_with_products(step, initial, inputs, kernels: Mapping[str, tf.Tensor], 
     return carries
 
 
+def time_major(x: tf.Tensor) -> tf.Tensor:
+    """Swaps the first two axes, `[B, T, ...]` and `[T, B, ...]`."""
+    return tf.transpose(x, [1, 0, *range(2, len(x.shape))])
+
+
 def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """`[B, I] @ [I, O]`, or for every group `[B, G, I]` and `[G, I, O]`: `[B, G, O]`."""
     if len(kernel.shape) == 2:

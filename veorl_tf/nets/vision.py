@@ -125,18 +125,23 @@ def downsample(x: tf.Tensor, kernel: tf.Tensor):
     Where few pixels with many channels come out, TensorFlow's gradient to the kernel is slow on a
     CPU, in bfloat16 above all (docs/speed.md); here it is one matrix product.
     """
-    size, _, channels, depth = kernel.shape
-    out = tf.nn.conv2d(x, kernel, 2, "VALID")
-    starts = range(0, 2 * out.shape[1], 2)
 
     def gradient(upstream):
         to_input = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(x), 2, "VALID")
-        windows = [x[:, i : i + size, j : j + size] for i in starts for j in starts]
-        windows = tf.reshape(tf.stack(windows, 1), [-1, size * size * channels])
-        to_kernel = tf.matmul(windows, tf.reshape(upstream, [-1, depth]), transpose_a=True)
-        return to_input, tf.reshape(to_kernel, kernel.shape)
+        return to_input, windows_gradient(x, upstream, kernel.shape)
 
-    return out, gradient
+    return tf.nn.conv2d(x, kernel, 2, "VALID"), gradient
+
+
+def windows_gradient(x: tf.Tensor, upstream: tf.Tensor, shape) -> tf.Tensor:
+    """The gradient to the kernel, of `shape`, of a convolution of stride 2 without padding, as one
+    product of the windows of `x` that the kernel saw."""
+    size, _, channels, depth = shape
+    starts = range(0, 2 * upstream.shape[1], 2)
+    windows = [x[:, i : i + size, j : j + size] for i in starts for j in starts]
+    windows = tf.reshape(tf.stack(windows, 1), [-1, size * size * channels])
+    product = tf.matmul(windows, tf.reshape(upstream, [-1, depth]), transpose_a=True)
+    return tf.reshape(product, shape)
 
 
 @tf.custom_gradient

@@ -5,14 +5,14 @@ Encoders take `[..., 64, 64, 3]` in [-0.5, 0.5] to `[..., size]`, decoders featu
 means in the same range as the encoder's images.
 """
 
-from dataclasses import replace
+from itertools import pairwise
 
 import tensorflow as tf
 
 from veorl_tf.nets import initial
 from veorl_tf.nets.base import ACTIVATIONS, Dense, Net, Style, centre, flatten_leading, read
 from veorl_tf.nets.block_rssm import BlockLinear
-from veorl_tf.nets.vision import upsample
+from veorl_tf.nets.vision import upsample, windows_gradient
 
 SIDE = 4  # pixels of the smallest picture
 
@@ -103,7 +103,6 @@ def kernel_gradient(large: tf.Tensor, small: tf.Tensor, shape) -> tf.Tensor:
     TensorFlow's is slow in bfloat16 where few pixels with many channels come out (docs/speed.md):
     there it is one matrix product.
     """
-    size, _, channels, depth = shape
     if small.dtype != tf.bfloat16 or small.shape[1] > 8:
         return tf.raw_ops.Conv2DBackpropFilter(
             input=large,
@@ -112,25 +111,20 @@ def kernel_gradient(large: tf.Tensor, small: tf.Tensor, shape) -> tf.Tensor:
             strides=[1, 2, 2, 1],
             padding="SAME",
         )
-    edge = [size // 2 - 1] * 2
-    padded = tf.pad(large, [[0, 0], edge, edge, [0, 0]])
-    starts = range(0, 2 * small.shape[1], 2)
-    windows = [padded[:, i : i + size, j : j + size] for i in starts for j in starts]
-    windows = tf.reshape(tf.stack(windows, 1), [-1, size * size * channels])
-    product = tf.matmul(windows, tf.reshape(small, [-1, depth]), transpose_a=True)
-    return tf.reshape(product, shape)
+    edge = [shape[0] // 2 - 1] * 2
+    return windows_gradient(tf.pad(large, [[0, 0], edge, edge, [0, 0]]), small, shape)
 
 
-class StridedEncoder(Net):
-    """Convolutions of 4x4 pixels and stride 2, `depth` times 1, 2, 4, 8 channels."""
+class ConvolutionalEncoder(Net):
+    """Four convolutions of `size` x `size` pixels with the given `channels`; `how` they halve the
+    picture (see `Convolution`)."""
 
-    def __init__(self, name, depth, style: Style, dtype="float32"):
+    def __init__(self, name, channels, size, style: Style, dtype, **how):
         super().__init__(name, dtype)
-        channels = (3, depth, 2 * depth, 4 * depth, 8 * depth)
         self.size = SIDE * SIDE * channels[-1]
         self.convs = [
-            Convolution(f"conv{i}", channels[i], channels[i + 1], 4, style, dtype, stride=2)
-            for i in range(4)
+            Convolution(f"conv{i}", *ends, size, style, dtype, **how)
+            for i, ends in enumerate(pairwise((3, *channels)))
         ]
 
     def build(self):
@@ -138,36 +132,27 @@ class StridedEncoder(Net):
             conv.build()
 
     def call(self, image):
-        return through(self.convs, image, self.size)
+        x, leading = flatten_leading(image, 3)
+        for conv in self.convs:
+            x = conv(x)
+        return tf.reshape(x, leading + [self.size])
 
 
-class PooledEncoder(Net):
+class StridedEncoder(ConvolutionalEncoder):
+    """Convolutions of 4x4 pixels and stride 2, `depth` times 1, 2, 4, 8 channels."""
+
+    def __init__(self, name, depth, style: Style, dtype="float32"):
+        channels = (depth, 2 * depth, 4 * depth, 8 * depth)
+        super().__init__(name, channels, 4, style, dtype, stride=2)
+
+
+class PooledEncoder(ConvolutionalEncoder):
     """Convolutions of 5x5 pixels, each followed by 2x2 max-pooling, `depth` times 2, 3, 4, 4
     channels."""
 
     def __init__(self, name, depth, style: Style, dtype="float32"):
-        super().__init__(name, dtype)
-        channels = (3, 2 * depth, 3 * depth, 4 * depth, 4 * depth)
-        self.size = SIDE * SIDE * channels[-1]
-        self.convs = [
-            Convolution(f"conv{i}", channels[i], channels[i + 1], 5, style, dtype, pooled=True)
-            for i in range(4)
-        ]
-
-    def build(self):
-        for conv in self.convs:
-            conv.build()
-
-    def call(self, image):
-        return through(self.convs, image, self.size)
-
-
-def through(convs: list[Convolution], image: tf.Tensor, size: int) -> tf.Tensor:
-    """Pictures `[..., 64, 64, 3]` through `convs`, flattened to `[..., size]`."""
-    x, leading = flatten_leading(image, 3)
-    for conv in convs:
-        x = conv(x)
-    return tf.reshape(x, leading + [size])
+        channels = (2 * depth, 3 * depth, 4 * depth, 4 * depth)
+        super().__init__(name, channels, 5, style, dtype, pooled=True)
 
 
 class StridedDecoder(Net):
@@ -175,9 +160,8 @@ class StridedDecoder(Net):
 
     def __init__(self, name, width, depth, style: Style, dtype="float32"):
         super().__init__(name, dtype)
-        plain = replace(style, norm="none", activation="none")
         channels = (8 * depth, 4 * depth, 2 * depth, depth, 3)
-        self.dense = Dense("dense", width, SIDE * SIDE * channels[0], plain, dtype)
+        self.dense = Dense("dense", width, SIDE * SIDE * channels[0], style.plain, dtype)
         self.channels = channels[0]
         self.deconvs = [
             Convolution(
@@ -185,7 +169,7 @@ class StridedDecoder(Net):
                 channels[i],
                 channels[i + 1],
                 4,
-                style if i < 3 else plain,
+                style if i < 3 else style.plain,
                 dtype,
                 stride=2,
                 transposed=True,
@@ -214,18 +198,17 @@ class UpsamplingDecoder(Net):
 
     def __init__(self, name, stoch, deter, depth, units, style, blocks=8, dtype="float32"):
         super().__init__(name, dtype)
-        plain = replace(style, norm="none", activation="none")
         channels = (4 * depth, 4 * depth, 3 * depth, 2 * depth)
         self.parts, self.channels = (stoch, deter), channels[0]
         pixels = SIDE * SIDE * channels[0]
         self.deter_in = BlockLinear("deter_in", deter, pixels, blocks, style, dtype)
         self.stoch_in = Dense("stoch_in", stoch, 2 * units, style, dtype)
-        self.stoch_out = Dense("stoch_out", 2 * units, pixels, plain, dtype)
+        self.stoch_out = Dense("stoch_out", 2 * units, pixels, style.plain, dtype)
         self.norm = style.normalised("norm", channels[0], dtype)
         self.convs = [
             Convolution(f"conv{i}", channels[i], channels[i + 1], 5, style, dtype) for i in range(3)
         ]
-        self.out = Convolution("out", channels[3], 3, 5, plain, dtype)
+        self.out = Convolution("out", channels[3], 3, 5, style.plain, dtype)
 
     def build(self):
         for layer in (

@@ -144,6 +144,24 @@ def check(config: Config) -> None:
             raise UserError(f"--{key} {flat[key]}: at least {lowest}")
     if not 0 <= config.data.validation < 1:
         raise UserError(f"--data.validation {config.data.validation}: at least 0, less than 1")
+    check_parts(config)
+    check_compiler(config)
+    if config.fresh and config.distribute == "multi_worker":
+        raise UserError(
+            "--fresh does not fit --distribute multi_worker: each process would take a directory "
+            "of its own; name a new --logdir"
+        )
+    if config.env.image_size != 64:
+        raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
+    check_task(config)
+    datasets.check_given(config)
+    if config.init_from:
+        load_config(config.init_from)
+
+
+def check_parts(config: Config) -> None:
+    """Of the sizes of DreamerV3's parts, and of what its behaviour learner is told."""
+    flat = config.flat
     for key in ("v3.bins", "nature.bins"):
         if flat[key] % 2 == 0:
             raise UserError(f"--{key} {flat[key]}: an odd number, so that one bin stands for 0")
@@ -174,18 +192,6 @@ def check(config: Config) -> None:
             f"--behavior.replay_value {keys.replay_value} needs --behavior.indexing dreamerv3, "
             f"not {keys.indexing}"
         )
-    check_compiler(config)
-    if config.fresh and config.distribute == "multi_worker":
-        raise UserError(
-            "--fresh does not fit --distribute multi_worker: each process would take a directory "
-            "of its own; name a new --logdir"
-        )
-    if config.env.image_size != 64:
-        raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
-    check_task(config)
-    datasets.check_given(config)
-    if config.init_from:
-        load_config(config.init_from)
 
 
 def check_compiler(config: Config) -> None:
