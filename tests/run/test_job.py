@@ -72,6 +72,11 @@ BASE = ["--configs", "metaworld", "veorl", "debug"]
         ([*BASE, "--nature.blocks", "32"], ["--nature.depth 4", "32 blocks"]),
         ([*BASE, "--model.agc", "-0.1"], ["--model.agc -0.1", "at least 0"]),
         ([*BASE, "--behavior.replay_value", "0.3"], ["replay_value 0.3", "dreamerv3", "veorl"]),
+        ([*BASE, "--v3.units", "64"], ["--v3.units", "sizes of v3", "backbone is v2"]),
+        (
+            ["--configs", "metaworld", "dreamerv3_nature", "size_s"],
+            ["--configs size_s", "sizes of v3", "backbone is nature"],
+        ),
         ([*BASE, "--v3.unimix", "1.0"], ["--v3.unimix 1.0", "less than 1"]),
         ([*BASE, "--behavior.slow_fraction", "0.0"], ["slow_fraction 0.0", "more than 0"]),
         ([*BASE, "--target_dataset", "nowhere"], ["--target_dataset nowhere", "no such folder"]),

@@ -7,9 +7,12 @@ is learnt, `starts_blank` whether a world model ignores the action that led to a
 frame.
 """
 
+from dataclasses import replace
+
 import tensorflow as tf
 
 from veorl_tf.agents.objectives import balanced_kl, global_mean, two_sided_kl
+from veorl_tf.core.hardware import accelerated
 from veorl_tf.nets.base import MLP, Net, Style
 from veorl_tf.nets.block_rssm import BlockRSSM
 from veorl_tf.nets.distributions import CategoricalLatent, make_latent
@@ -138,6 +141,8 @@ class Third(Backbone):
     def __init__(self, config, sizes):
         latent = CategoricalLatent(sizes.stoch, sizes.classes, sizes.unimix)
         super().__init__(config, sizes, latent)
+        tiled = config.compiler != "xla" and not accelerated()
+        self.style = replace(type(self).style, tiled=tiled)
 
     def image_error(self, mean, image):
         """The squared error, summed."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from types import MappingProxyType
 
 import keras
@@ -20,6 +20,9 @@ ACTIVATIONS = {
     "none": lambda x: x,
 }
 
+
+# Numbers that norms work on at a time on a CPU: as float32, 4 MiB of them.
+TILE = 2**20
 
 # What frozen variables are, by their ids: the value, and the value in their net's compute type.
 # Replicas trace in threads of their own, each with its own tensors.
@@ -112,6 +115,7 @@ class Style:
     epsilon: float = 1e-5  # of the norm
     biased: bool = True  # whether layers with a norm have a bias all the same
     average_fan: bool | None = None  # of truncated normal kernels; None: Glorot-uniform ones
+    tiled: bool = False  # whether norms work on pieces that stay in a CPU's cache
 
     def kernel(self, scale: float = 1.0, fan_in: int | None = None) -> initial.Rule:
         if self.average_fan is None:
@@ -129,7 +133,8 @@ class Style:
 
     def normalised(self, name: str, width: int, dtype: str) -> "Norm":
         """The norm and the activation of `[..., width]`, as one layer."""
-        return Norm(name, width, self.norm, self.activation, self.epsilon, dtype)
+        rest = self.norm, self.activation, self.epsilon, dtype, self.tiled
+        return Norm(name, width, *rest)
 
 
 PLAIN = Style("none")
@@ -208,9 +213,19 @@ class Norm(Net):
     Statistics are float32.
     """
 
-    def __init__(self, name, width, kind="layer", activation="none", epsilon=1e-5, dtype="float32"):
+    def __init__(
+        self,
+        name,
+        width,
+        kind="layer",
+        activation="none",
+        epsilon=1e-5,
+        dtype="float32",
+        tiled=False,
+    ):
         super().__init__(name, dtype)
         self.width, self.kind, self.activation, self.epsilon = width, kind, activation, epsilon
+        self.tiled = tiled
 
     def build(self):
         self.gamma = self.add_weight((self.width,), "gamma", initial.ones)
@@ -223,7 +238,8 @@ class Norm(Net):
         parameters = (self.gamma, self.beta)[: 2 if self.kind == "layer" else 1]
         parameters = [tf.convert_to_tensor(read(v)) for v in parameters]
         centres = self.kind == "layer" and not centred
-        return normalise(centres, self.activation, self.epsilon)(self.cast(x), *parameters)
+        function = normalise(centres, self.activation, self.epsilon, self.tiled)
+        return function(self.cast(x), *parameters)
 
 
 def centre(x: tf.Tensor) -> tf.Tensor:
@@ -236,11 +252,12 @@ def centre(x: tf.Tensor) -> tf.Tensor:
 
 
 @lru_cache(maxsize=None)
-def normalise(centres: bool, activation: str, epsilon: float):
+def normalise(centres: bool, activation: str, epsilon: float, tiled: bool = False):
     """A function of `x [..., D]`, a gain and maybe an offset `[D]`; float32 inside.
 
     Its gradient is in closed form, in a third of the passes over memory that automatic
-    differentiation takes (docs/speed.md).
+    differentiation takes; `tiled`, the passes are over pieces that stay in a CPU's cache
+    (docs/speed.md).
     """
     silu = activation == "silu"
     if activation not in ("none", "silu"):
@@ -250,31 +267,55 @@ def normalise(centres: bool, activation: str, epsilon: float):
         y = normal * parameters[0]
         return y if len(parameters) == 1 else y + parameters[1]
 
-    @tf.custom_gradient
-    def function(x, *parameters):
+    def forward(x, parameters):
         full = centre(tf.cast(x, tf.float32)) if centres else tf.cast(x, tf.float32)
         scale = tf.math.rsqrt(tf.reduce_mean(tf.square(full), -1, keepdims=True) + epsilon)
         normal = full * scale
         y = affine(normal, parameters)
-        y = y * tf.sigmoid(y) if silu else y
+        return tf.cast(y * tf.sigmoid(y) if silu else y, x.dtype), normal, scale
+
+    def backward(upstream, normal, scale, parameters):
+        to_x = tf.cast(upstream, tf.float32)
+        if silu:
+            y = affine(normal, parameters)
+            gate = tf.sigmoid(y)
+            to_x *= gate + tf.raw_ops.SigmoidGrad(y=gate, dy=y)
+        product, gain = to_x * normal, parameters[0]
+        sums = [column_sums(part) for part in (product, to_x)[: len(parameters)]]
+        to_x *= gain
+        to_x -= normal * linear(product, gain[:, None] / float(normal.shape[-1]))
+        to_x = (centre(to_x) if centres else to_x) * scale
+        return tf.cast(to_x, upstream.dtype), *sums
+
+    @tf.custom_gradient
+    def function(x, *parameters):
+        count = tiles(x.shape) if tiled else 1
+        outputs, *kept = zip(*(forward(tile, parameters) for tile in cut(x, count)))
 
         def gradient(upstream):
-            upstream = tf.cast(upstream, tf.float32)
-            if silu:
-                y = affine(normal, parameters)
-                gate = tf.sigmoid(y)
-                upstream *= gate * (1 + y * (1 - gate))
-            product, gain = upstream * normal, parameters[0]
-            inner = upstream * gain
-            inner -= normal * linear(product, gain[:, None] / float(x.shape[-1]))
-            to_x = (centre(inner) if centres else inner) * scale
-            return tf.cast(to_x, x.dtype), *[
-                column_sums(part) for part in (product, upstream)[: len(parameters)]
-            ]
+            upstream = cut(upstream, count)
+            to_x, *sums = zip(*(backward(*tile, parameters) for tile in zip(upstream, *kept)))
+            return paste(to_x), *[reduce(tf.add, parts) for parts in sums]
 
-        return tf.cast(y, x.dtype), gradient
+        return paste(outputs), gradient
 
     return function
+
+
+def tiles(shape: tf.TensorShape) -> int:
+    """Into how many pieces a tensor is cut along its first axis, of at most `TILE` numbers each."""
+    if not shape.is_fully_defined():
+        return 1
+    count, wanted = shape[0], shape.num_elements() / TILE
+    return next((n for n in range(1, count) if count % n == 0 and n >= wanted), count)
+
+
+def cut(x: tf.Tensor, count: int) -> list[tf.Tensor]:
+    return tf.split(x, count) if count > 1 else [x]
+
+
+def paste(parts) -> tf.Tensor:
+    return tf.concat(parts, 0) if len(parts) > 1 else parts[0]
 
 
 def column_sums(x: tf.Tensor) -> tf.Tensor:

@@ -81,6 +81,7 @@ def describe(agent, config: Config, bounds: dict | None) -> dict:
     env, foreign = config.env, config.task == "none"
     return {
         "agent": config.agent,
+        "backbone": config.backbone,
         "task": config.task,
         "seed": config.seed,
         "image": {

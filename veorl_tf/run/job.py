@@ -7,15 +7,16 @@ import re
 import shlex
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from veorl_tf.core.config import Config, load_blocks
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
-from veorl_tf.core.flags import parse_flags
+from veorl_tf.core.flags import Request, parse_flags
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
@@ -93,6 +94,7 @@ def train(argv: Sequence[str]) -> int:
     blocks, comments = load_blocks(BLOCKS)
     request = parse_flags(argv, blocks, comments)
     check(request.config)
+    check_sizes(request, blocks)
     load_tensorflow(wake=request.config.distribute != "multi_worker")
     from veorl_tf.run.replicas import Replicas
 
@@ -192,6 +194,24 @@ def check_parts(config: Config) -> None:
             f"--behavior.replay_value {keys.replay_value} needs --behavior.indexing dreamerv3, "
             f"not {keys.indexing}"
         )
+
+
+def check_sizes(request: Request, blocks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Of sizes that are asked for: they must be those of the backbone, or they would do nothing.
+
+    A block that sets other keys too, a domain or a budget, may hold sizes of every backbone.
+    """
+    from veorl_tf.agents.registry import BACKBONES
+
+    backbone = request.config.backbone
+    others = set(BACKBONES) - {backbone}
+    asked = {f"--configs {name}": set(blocks[name]) for name in request.names}
+    asked |= {f"--{key}": {key.partition(".")[0]} for key, _ in request.overrides}
+    for what, groups in asked.items():
+        if groups and groups <= others:
+            raise UserError(
+                f"{what} sets sizes of {', '.join(sorted(groups))}, but the backbone is {backbone}"
+            )
 
 
 def check_compiler(config: Config) -> None:
