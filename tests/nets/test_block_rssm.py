@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.nets.base import Style
 from veorl_tf.nets.block_rssm import BlockLinear, BlockRSSM
+from veorl_tf.nets.dense import Style
 from veorl_tf.nets.distributions import CategoricalLatent
 
 STYLE = Style("silu", "rms", 1e-4, average_fan=False)

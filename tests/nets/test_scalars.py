@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.nets.base import MLP, Style
+from veorl_tf.nets.dense import MLP, Style
 from veorl_tf.nets.scalars import TwoHot, UnitNormal, symexp, symlog
 
 NUMBERS = [0.0, 1e-3, -0.3, 1.0, 7.25, -123.4, 3e5, -2e8]

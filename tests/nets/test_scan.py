@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.nets.base import Style
 from veorl_tf.nets.block_rssm import BlockRSSM
+from veorl_tf.nets.dense import Style
 from veorl_tf.nets.distributions import CategoricalLatent, GaussianLatent
 from veorl_tf.nets.rssm import RSSM
 from veorl_tf.nets.scan import scan_with_products

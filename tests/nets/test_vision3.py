@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.nets.base import PLAIN, Norm, Style
+from veorl_tf.nets.dense import PLAIN, Style
 from veorl_tf.nets.vision3 import (
     Convolution,
     PooledEncoder,
@@ -121,35 +121,6 @@ def test_half_precision_is_close(name, built, rng, image):
     x = image if "encoder" in name else features
     full, half = (tf.cast(net(x), tf.float32).numpy() for net in nets)
     np.testing.assert_allclose(half, full, atol=0.08 * np.abs(full).max())
-
-
-@pytest.mark.parametrize("kind", ["layer", "rms"])
-@pytest.mark.parametrize("activation", ["none", "silu"])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_the_gradient_of_norm_and_activation(kind, activation, dtype, built, rng):
-    """The closed form against automatic differentiation of the formula."""
-    norm = randomised(built(Norm("norm", 6, kind, activation, 1e-3, dtype)), rng)
-    x = tf.constant(rng.normal(1, 2, (4, 5, 6)), tf.float32)
-    weight = tf.constant(rng.normal(size=(4, 5, 6)), tf.float32)
-    parameters = [v.value for v in norm.weights]
-
-    def formula(x):
-        centred = x - tf.reduce_mean(x, -1, keepdims=True) if kind == "layer" else x
-        y = centred / tf.sqrt(tf.reduce_mean(centred**2, -1, keepdims=True) + 1e-3)
-        y = y * parameters[0] + (parameters[1] if kind == "layer" else 0)
-        return tf.nn.silu(y) if activation == "silu" else y
-
-    results = []
-    for function in (norm, formula):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            out = tf.cast(function(x), tf.float32)
-            loss = tf.reduce_sum(out * weight)
-        results.append([out, *tape.gradient(loss, [x, *parameters])])
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
-    for one, two in zip(*results, strict=True):
-        scale = np.abs(two).max()
-        np.testing.assert_allclose(one / scale, two / scale, atol=tolerance)
 
 
 def test_initial_kernels(built):

@@ -14,7 +14,8 @@ from veorl_tf.agents.objectives import (
 from veorl_tf.agents.stage import split_seed
 from veorl_tf.core.errors import UserError
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import MLP, Net, frozen
+from veorl_tf.nets.base import Net, frozen
+from veorl_tf.nets.dense import MLP
 from veorl_tf.nets.parallel import own
 from veorl_tf.nets.rssm import State
 from veorl_tf.nets.scan import scan

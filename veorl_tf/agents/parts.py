@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from veorl_tf.agents.objectives import balanced_kl, global_mean, two_sided_kl
 from veorl_tf.core.hardware import accelerated
-from veorl_tf.nets.base import MLP, Net, Style
+from veorl_tf.nets.base import Net
 from veorl_tf.nets.block_rssm import BlockRSSM
+from veorl_tf.nets.dense import MLP, Style
 from veorl_tf.nets.distributions import CategoricalLatent, make_latent
 from veorl_tf.nets.rssm import RSSM
 from veorl_tf.nets.scalars import TwoHot, UnitNormal

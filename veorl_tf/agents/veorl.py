@@ -17,7 +17,7 @@ from veorl_tf.agents.dreamerv2 import DreamerV2
 from veorl_tf.agents.objectives import global_mean, linear_mmd, safe_norm
 from veorl_tf.agents.packing import Packing
 from veorl_tf.agents.stage import Column, Stage, Stream, split_seed
-from veorl_tf.nets.base import MLP, RELU
+from veorl_tf.nets.dense import MLP, RELU
 from veorl_tf.nets.quantizer import BehaviorAbstraction, usage
 from veorl_tf.nets.rssm import State
 from veorl_tf.nets.vision import preprocess

@@ -3,7 +3,8 @@
 import tensorflow as tf
 
 from veorl_tf.agents.objectives import global_mean
-from veorl_tf.nets.base import MLP, Net
+from veorl_tf.nets.base import Net
+from veorl_tf.nets.dense import MLP
 from veorl_tf.nets.rssm import Dynamics, State
 from veorl_tf.nets.vision import preprocess
 

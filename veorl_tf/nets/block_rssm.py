@@ -3,7 +3,8 @@
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import Dense, Net, Style, linear, read
+from veorl_tf.nets.base import Net, linear, read
+from veorl_tf.nets.dense import Dense, Style
 from veorl_tf.nets.rssm import Dynamics, gated
 from veorl_tf.nets.scan import multiply
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import Dense, Net
+from veorl_tf.nets.base import Net
+from veorl_tf.nets.dense import Dense
 from veorl_tf.nets.distributions import straight_through
 from veorl_tf.nets.parallel import total
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import ELU, Dense, Net, Style, read
+from veorl_tf.nets.base import Net, read
+from veorl_tf.nets.dense import ELU, Dense, Style
 from veorl_tf.nets.scan import Product, multiply, scan, scan_with_products, time_major
 
 State = dict[str, tf.Tensor]

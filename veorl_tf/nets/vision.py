@@ -5,7 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
-from veorl_tf.nets.base import ACTIVATIONS, ELU, Dense, Net, flatten_leading
+from veorl_tf.nets.base import Net, flatten_leading
+from veorl_tf.nets.dense import ACTIVATIONS, ELU, Dense
 
 # The part of an image's Gaussian negative log-likelihood that no prediction changes, per number.
 LOG_NORMALISER = 0.5 * math.log(2 * math.pi)

@@ -10,8 +10,10 @@ from itertools import pairwise
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import ACTIVATIONS, Dense, Net, Style, centre, flatten_leading, read
+from veorl_tf.nets.base import Net, flatten_leading, read
 from veorl_tf.nets.block_rssm import BlockLinear
+from veorl_tf.nets.dense import ACTIVATIONS, Dense, Style
+from veorl_tf.nets.norm import centre
 from veorl_tf.nets.vision import upsample, windows_gradient
 
 SIDE = 4  # pixels of the smallest picture
