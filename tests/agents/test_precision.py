@@ -46,6 +46,7 @@ def float32(tiny_config, make_agent, random_batches):
         ),
         ("metaworld dreamerv3", False, "mixed_bfloat16"),
         ("dmc_vision dreamerv3_nature", False, "mixed_float16"),
+        ("dmc_vision dreamerv3_nature", False, "mixed_bfloat16"),
         ("metaworld veorl_dv3", False, "mixed_bfloat16"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Foreign data: one reader per format, all found by name in `registry`."""

@@ -1,0 +1,216 @@
+"""What readers of foreign data have in common.
+
+A reader lists a source's items, each of which a worker process imports by itself, and reads one. Two
+kinds exist. `Footage` gives pictures with times, which become clips (`clips.py`); a `Log` gives
+episodes with actions, and says how these align with the pictures.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from veorl_tf.core.errors import MachineError, UserError
+
+MAX_PIXELS = 1 << 26  # of one picture: 8192 x 8192
+MAX_BYTES = 1 << 32  # of one array of an episode
+
+
+class Unreadable(Exception):
+    """Something in a source is not imported: the message says why, `name` where it is."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+@dataclass(frozen=True)
+class Item:
+    """What one worker imports in one go.
+
+    Attributes:
+        name: unique in the source; names files of the output, and the item in reports.
+        files: what it reads, relative to the source; their contents decide what it is.
+        spec: what its reader needs to know besides: numbers, text and lists.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say of an import; the command's flags have the same names."""
+
+    size: int = 64  # pixels, square
+    fit: str = "crop"  # crop | letterbox | stretch | x,y,width,height
+    mirror: bool = False
+    flip: bool = False
+    fps: float = 10.0  # of footage; 0: every frame
+    clip: int = 100  # frames per clip, at most
+    shortest: int = 26  # frames per clip, at least
+    cut: float = 0.25  # change of a frame, of 1, that is a cut
+    still: float = 0.001  # change of a frame, of 1, that is none
+    camera: str = ""
+    split: str = ""
+    image_key: str = ""
+    action_key: str = ""
+    reward_key: str = ""
+
+
+class Alignment(NamedTuple):
+    """How a log's row t relates to its image t. `arriving`: it led to the image, or was received
+    with it; `leaving`: it was chosen at the image, or received for what was done there."""
+
+    action: str
+    reward: str
+    terminal: str
+
+
+ARRIVING = Alignment("arriving", "arriving", "arriving")
+
+
+class Frame(NamedTuple):
+    """A picture `[H, W, 3]` uint8 and its time in seconds from the footage's beginning. The picture
+    is made when it is asked for."""
+
+    time: float
+    picture: Callable[[], np.ndarray]
+
+
+class Reader:
+    """A foreign format. `about` is its line in the table of formats."""
+
+    name: str
+    about: str
+
+    def detect(self, source: Path) -> bool:
+        """Whether the source, a file or a folder, looks like this format. Reads no more than names
+        and heads of files, and raises nothing for damaged ones."""
+        raise NotImplementedError("detect(source) -> bool")
+
+    def items(
+        self, source: Path, options: Options, leave_out: Callable[[Unreadable], None]
+    ) -> Iterator[Item]:
+        """All items in an order that depends on the source alone. What cannot be one is told to
+        `leave_out`. Raises UserError when the source as a whole cannot be read."""
+        raise NotImplementedError("items(source, options, leave_out) -> items")
+
+
+class Footage(Reader):
+    """Pictures with times, without actions."""
+
+    def frames(self, source: Path, item: Item, options: Options) -> Iterator[Frame]:
+        """An item's frames in the order of their times. Raises Unreadable where damage shows; what
+        came before stays good."""
+        raise NotImplementedError("frames(source, item, options) -> frames")
+
+
+class Log(Reader):
+    """Episodes with actions."""
+
+    alignment: Alignment
+
+    def episode(self, source: Path, item: Item, options: Options) -> dict[str, Any]:
+        """`image`: n pictures, `[n, H, W, 3]` or a list, uint8; where there are any: `action [m,
+        A]`, `reward [m]`, `terminal [m]` (true where an episode ended for good), `success [m]`, m
+        = n or n - 1 (leaving alone), and
+        `bounds`, a pair of `[A]`, the range that actions can have. Raises Unreadable.
+        """
+        raise NotImplementedError("episode(source, item, options) -> arrays")
+
+
+def aligned(arrays: Mapping[str, Any], alignment: Alignment) -> dict[str, np.ndarray]:
+    """`action`, `reward`, `discount` and `success` as episodes store them: row t came with image t,
+    row 0 with the reset. Of n `leaving` rows the last led to no image and is dropped."""
+    count, out = len(arrays["image"]), {}
+
+    def arrived(key: str, kind: str) -> np.ndarray:
+        rows = np.asarray(arrays[key], np.float32)
+        if kind == "arriving":
+            return rows
+        return np.concatenate([np.zeros_like(rows[:1]), rows])[:count]
+
+    for key in ("action", "reward", "success"):
+        if key in arrays:
+            out[key] = arrived(key, alignment.action if key == "action" else alignment.reward)
+    for key in ("action", "reward"):
+        if key in out:
+            out[key] = np.concatenate([np.zeros_like(out[key][:1]), out[key][1:]])
+    if "terminal" in arrays:
+        out["discount"] = 1 - (arrived("terminal", alignment.terminal) > 0).astype(np.float32)
+    return out
+
+
+def scaled(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Actions `[n, A]` with `low` and `high` moved to -1 and 1; what never varies becomes 0. Row 0,
+    the reset's, stays zero."""
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    span = np.where(high > low, high - low, 1.0)
+    moved = np.where(high > low, 2 * (action - low) / span - 1, 0.0)
+    moved[0] = 0
+    return np.clip(moved, -1, 1).astype(np.float32)
+
+
+def inside(source: Path, name: str) -> Path:
+    """The file of that relative name. Raises Unreadable when it is none of the source's: an
+    absolute name, or one that climbs out, through links too."""
+    root = source if source.is_dir() else source.parent
+    path = root / name
+    if os.path.isabs(name) or not path.resolve().is_relative_to(root.resolve()):
+        raise Unreadable(str(name), "lies outside of the source")
+    if not path.is_file():
+        raise Unreadable(str(name), "no such file")
+    return path
+
+
+def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders of a source with the names of their files, both in natural order. Links to folders
+    are followed once: a loop ends. Hidden files and folders are passed by."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted((name for name in folders if name[0] != "."), key=natural)
+        yield Path(folder), sorted((name for name in files if name[0] != "."), key=natural)
+
+
+def natural(name: str) -> list:
+    """A key for sorting: runs of digits count as numbers, so that im_9 comes before im_10."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
+
+
+def relative(source: Path, path: Path) -> str:
+    """A file's name in its source, with forward slashes."""
+    root = source if source.is_dir() else source.parent
+    return path.relative_to(root).as_posix()
+
+
+def needs(package: str, what: str) -> Any:
+    """An optional package, imported; the error says how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise MachineError(
+            f"{what} needs the package {package.split('.')[0]}: "
+            f"pip install -r requirements-import.txt"
+        ) from None
+
+
+def one_of(name: str, value: str, valid) -> None:
+    """Raises UserError when an option's value is none of the valid ones."""
+    if value not in valid:
+        raise UserError(f"--{name} {value}: one of {', '.join(valid)}")
