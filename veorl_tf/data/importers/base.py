@@ -1,7 +1,7 @@
 """What readers of foreign data have in common.
 
-A reader lists a source's items, each of which a worker process imports by itself, and reads one. Two
-kinds exist. `Footage` gives pictures with times, which become clips (`clips.py`); a `Log` gives
+A reader lists a source's items, each of which a worker process imports by itself, and reads one.
+Two kinds exist. `Footage` gives pictures with times, which become clips (`clips.py`); a `Log` gives
 episodes with actions, and says how these align with the pictures.
 """
 
@@ -112,6 +112,10 @@ class Footage(Reader):
         came before stays good."""
         raise NotImplementedError("frames(source, item, options) -> frames")
 
+    def pieces(self, source: Path, item: Item) -> list[Item]:
+        """An item of many bytes as several that can be imported side by side."""
+        return [item]
+
 
 class Log(Reader):
     """Episodes with actions."""
@@ -125,6 +129,11 @@ class Log(Reader):
         `bounds`, a pair of `[A]`, the range that actions can have. Raises Unreadable.
         """
         raise NotImplementedError("episode(source, item, options) -> arrays")
+
+    def numbers(self, source: Path, item: Item, options: Options) -> dict[str, Any]:
+        """`action` and `bounds` of an item, if it has any; readers that need not look at pictures
+        for them say so."""
+        return self.episode(source, item, options)
 
 
 def aligned(arrays: Mapping[str, Any], alignment: Alignment) -> dict[str, np.ndarray]:

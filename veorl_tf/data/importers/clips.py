@@ -11,7 +11,6 @@ import numpy as np
 from veorl_tf.data.importers.base import Frame, Options
 from veorl_tf.data.importers.pictures import Fit
 
-
 HOLD = 10.0
 
 

@@ -118,5 +118,3 @@ def check_pixels(name: str, width: int, height: int) -> None:
     """Raises Unreadable for a picture of absurd size, before it is decoded."""
     if width * height > MAX_PIXELS or min(width, height) < 1:
         raise Unreadable(name, f"{width}x{height} pixels; at most {MAX_PIXELS:,} are read")
-
-

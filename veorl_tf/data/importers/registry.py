@@ -10,7 +10,7 @@ from veorl_tf.data.importers.base import Reader, one_of
 
 def formats() -> dict[str, Reader]:
     """All readers by name: those that recognise a layout before those that take any picture."""
-    from veorl_tf.data.importers.hdf5 import Minari, VD4RL
+    from veorl_tf.data.importers.hdf5 import VD4RL, Minari
     from veorl_tf.data.importers.lerobot import LeRobot
     from veorl_tf.data.importers.npz import DreamerV3Replay, Episodes
     from veorl_tf.data.importers.rlds import RLDS

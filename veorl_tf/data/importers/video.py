@@ -1,0 +1,241 @@
+"""Video files by PyAV, animated pictures by PIL, and lists of clips in longer videos.
+
+Files may be of any size, codec, rate and rotation. They are data: no container may name further
+files or addresses (playlists are refused).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from veorl_tf.core.errors import UserError
+from veorl_tf.data.importers.base import (
+    Footage,
+    Frame,
+    Item,
+    Unreadable,
+    inside,
+    relative,
+    walk,
+)
+from veorl_tf.data.importers.pictures import MOVING, READ_ERRORS, check_pixels, composed
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv")
+# Containers that hold their own data; playlists (hls, concat, ...) name other files.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg"
+SAFE = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+LASTS = 0.1  # seconds that a frame of an animated picture is shown if it does not say
+PIECE = 300.0  # seconds of a long video that one worker imports
+
+
+class Videos(Footage):
+    """Video files, one or a tree of them: an item a file."""
+
+    name = "video"
+    about = "mp4, mkv, webm, avi, mov, ...; gif, animated webp"
+
+    def detect(self, source):
+        return any(True for _ in video_files(source))
+
+    def items(self, source, options, leave_out):
+        for path in video_files(source):
+            name = relative(source, path)
+            if path.stat().st_size == 0:
+                leave_out(Unreadable(name, "empty file"))
+            else:
+                yield Item(name, (name,))
+
+    def frames(self, source, item, options):
+        path = inside(source, item.files[0])
+        yield from decode(path, item.name, item.spec.get("begin", 0.0), item.spec.get("end"))
+
+    def pieces(self, source, item):
+        seconds = length(inside(source, item.files[0]))
+        if seconds is None or seconds < 2 * PIECE:
+            return [item]
+        begins = [PIECE * i for i in range(int(seconds // PIECE))]
+        ends = [*begins[1:], None]
+        return [
+            Item(f"{item.name}#{i:04d}", item.files, {"begin": begin, "end": end})
+            for i, (begin, end) in enumerate(zip(begins, ends, strict=True))
+        ]
+
+
+class ClipList(Footage):
+    """Parts of videos, listed in a JSON file beside them, as MineDojo's YouTube data are: a list of
+    entries (or a dict of them by id), each with the video's `id` or `file`, and `begin` and `end`
+    in seconds; or with `clips`, a list of such spans of one video. `<id>.<suffix>` is looked for in
+    the list's folder and below."""
+
+    name = "cliplist"
+    about = "video files with a JSON of start and end times (MineDojo, YouTube clips)"
+
+    BEGIN, END = ("begin", "start", "start_time"), ("end", "stop", "end_time")
+    FILE = ("file", "filename", "video", "id", "video_id", "vid")
+
+    def detect(self, source):
+        lists = self.lists(source)
+        return len(lists) == 1 and any(True for _ in self.entries(lists[0]))
+
+    def items(self, source, options, leave_out):
+        lists = self.lists(source)
+        if len(lists) != 1:
+            raise UserError(
+                f"{source}: one JSON file of clips expected, found {len(lists)}; name the file"
+            )
+        videos = {}
+        for path in video_files(lists[0].parent):
+            videos.setdefault(path.name, path)
+            videos.setdefault(path.stem, path)
+        used: dict[str, int] = {}
+        for number, (file, begin, end) in enumerate(self.entries(lists[0])):
+            where = f"{lists[0].name}, clip {number} ({file})"
+            path = videos.get(Path(file).name)
+            if path is None:
+                leave_out(Unreadable(where, "its video is not there"))
+            elif not 0 <= begin < end < 1e7:
+                leave_out(Unreadable(where, f"begins at {begin:g} s and ends at {end:g} s"))
+            else:
+                name = relative(source, path)
+                used[name] = used.get(name, -1) + 1
+                spec = {"begin": begin, "end": end}
+                yield Item(f"{name}#{used[name]:04d}", (name,), spec)
+
+    def frames(self, source, item, options):
+        path = inside(source, item.files[0])
+        yield from decode(path, item.name, item.spec["begin"], item.spec["end"])
+
+    def lists(self, source: Path) -> list[Path]:
+        if source.is_file():
+            return [source] if source.suffix == ".json" else []
+        return sorted(source.glob("*.json"))
+
+    def entries(self, path: Path) -> Iterator[tuple[str, float, float]]:
+        """File or id, begin and end of every entry that has them."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return
+        if isinstance(data, dict):
+            data = [{"id": key, "clips": value} for key, value in data.items()]
+        for entry in data if isinstance(data, list) else []:
+            if not isinstance(entry, dict):
+                continue
+            file = _first(entry, self.FILE, str)
+            spans = entry.get("clips", [entry])
+            for span in spans if isinstance(spans, list) else [spans]:
+                if isinstance(span, list) and len(span) == 2:
+                    span = dict(zip(("begin", "end"), span))
+                if isinstance(span, dict):
+                    begin, end = (
+                        _first(span, keys, (int, float)) for keys in (self.BEGIN, self.END)
+                    )
+                    if None not in (file, begin, end):
+                        yield file, float(begin), float(end)
+
+
+def _first(entry: dict, keys: tuple[str, ...], kind) -> object:
+    values = (entry[key] for key in keys if isinstance(entry.get(key), kind))
+    return next((value for value in values if not isinstance(value, bool)), None)
+
+
+def video_files(source: Path) -> Iterator[Path]:
+    """All files of a source whose names end like those of videos."""
+    suffixes = (*SUFFIXES, *MOVING)
+    if source.is_file():
+        yield from [source] if source.suffix.lower() in suffixes else []
+        return
+    for folder, names in walk(source):
+        yield from (folder / name for name in names if Path(name).suffix.lower() in suffixes)
+
+
+def decode(path: Path, name: str, begin: float = 0.0, end: float | None = None) -> Iterator[Frame]:
+    """Frames of a video or an animated picture from `begin` to `end` seconds; times count from
+    `begin`. The first frame may have begun before it: then its time is 0.
+
+    Raises Unreadable, after the good frames, where damage shows.
+    """
+    frames = _animation(path, name) if path.suffix.lower() in MOVING else _video(path, name, begin)
+    before = None
+    for frame in frames:
+        if end is not None and frame.time >= end:
+            break
+        if frame.time > begin and before is not None:
+            yield Frame(0.0, before)
+        before = None if frame.time > begin else frame.picture
+        if before is None:
+            yield Frame(frame.time - begin, frame.picture)
+    if before is not None:
+        yield Frame(0.0, before)
+
+
+def length(path: Path) -> float | None:
+    """Seconds of a video, if its file says so and can be entered in its midst."""
+    import av
+
+    try:
+        with av.open(str(path), options=SAFE) as container:
+            return container.duration / av.time_base if container.duration else None
+    except (av.FFmpegError, OSError, ValueError):
+        return None
+
+
+def _video(path: Path, name: str, begin: float) -> Iterator[Frame]:
+    import av
+
+    av.logging.set_level(None)
+    damaged = 0
+    try:
+        with av.open(str(path), options=SAFE, metadata_errors="replace") as container:
+            stream = next((s for s in container.streams.video if s.codec_context), None)
+            if stream is None:
+                raise Unreadable(name, "holds no video that can be decoded")
+            check_pixels(name, stream.width, stream.height)
+            stream.thread_type = "AUTO"
+            start = float((stream.start_time or 0) * stream.time_base)
+            if begin > 1:
+                container.seek(int((begin + start) / stream.time_base), stream=stream)
+            rate = float(stream.average_rate or 25)
+            for count, frame in enumerate(container.decode(stream)):
+                if frame.is_corrupt:
+                    damaged += 1
+                    continue
+                check_pixels(name, frame.width, frame.height)
+                time = count / rate if frame.pts is None else frame.time - start
+                yield Frame(time, _picture_of(frame))
+    except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
+        raise Unreadable(name, f"no whole video ({error})") from None
+    if damaged:
+        raise Unreadable(name, f"{damaged} damaged frames left out")
+
+
+def _picture_of(frame) -> Callable[[], np.ndarray]:
+    def picture() -> np.ndarray:
+        if any(component.is_alpha for component in frame.format.components):
+            rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+            rgb = (rgba[..., :3] * rgba[..., 3:] // 255).astype(np.uint8)
+        else:
+            rgb = frame.to_ndarray(format="rgb24")
+        return np.rot90(rgb, round(frame.rotation / 90)) if frame.rotation % 360 else rgb
+
+    return picture
+
+
+def _animation(path: Path, name: str) -> Iterator[Frame]:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("GIF", "WEBP")) as image:
+            check_pixels(name, *image.size)
+            time = 0.0
+            for index in range(getattr(image, "n_frames", 1)):
+                image.seek(index)
+                picture = composed(image)
+                yield Frame(time, lambda picture=picture: picture)
+                time += image.info.get("duration", 0) / 1000 or LASTS
+    except READ_ERRORS as error:
+        raise Unreadable(name, f"no whole animation ({error})") from None

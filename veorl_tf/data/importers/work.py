@@ -1,0 +1,137 @@
+"""What a worker process does with one item: read it, write its episodes, tell what became of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from veorl_tf.core.errors import MACHINE_ERRNOS, MachineError, UserError, one_line
+from veorl_tf.data.episodes import DamagedEpisode, save_episode
+from veorl_tf.data.importers.base import (
+    Footage,
+    Frame,
+    Item,
+    Log,
+    Options,
+    Unreadable,
+    aligned,
+    scaled,
+)
+from veorl_tf.data.importers.clips import Counts, clips, steady
+from veorl_tf.data.importers.pictures import Fit
+from veorl_tf.data.importers.registry import formats
+
+
+def import_item(format, source, item, options, out, key, bounds=None) -> dict:
+    """Imports one item into the folder `out`.
+
+    Args:
+        format, source: name of the reader and path of the source.
+        item, options: fields of `Item` and `Options`.
+        key: of the item's content; part of the written files' names.
+        bounds: the actions' lowest and highest values `[A]`, if they must be scaled.
+    Returns:
+        `files` written, `counts`, the `problem` with the item (name and reason) or None, and
+        whether it has `numbers`, actions and rewards. Or `error`: what ends the whole import.
+    """
+    reader, item, options = formats()[format], Item(**item), Options(**options)
+    write = _Writer(Path(out), item, key)
+    take = _take_footage if isinstance(reader, Footage) else _take_episode
+    try:
+        counts, problem = take(reader, Path(source), item, options, write, bounds)
+    except (UserError, MachineError) as error:
+        return {"error": (type(error).__name__, str(error))}
+    except OSError as error:
+        if error.errno not in MACHINE_ERRNOS:
+            raise
+        return {"error": ("MachineError", f"{error.strerror}: {error.filename or out}")}
+    told = problem and [problem.name or item.name, one_line(problem.reason)]
+    return {
+        "files": write.files,
+        "counts": asdict(counts),
+        "problem": told,
+        "numbers": write.numbers,
+    }
+
+
+def split_item(format, source, item, options) -> dict:
+    """The pieces of an item of many bytes."""
+    return {"pieces": [asdict(p) for p in formats()[format].pieces(Path(source), Item(**item))]}
+
+
+def measure_actions(format, source, item, options) -> dict:
+    """An item's lowest and highest actions `[A]`: `stored` by the format or `measured`. An item
+    that cannot be read has neither, and one without actions None."""
+    reader, item, options = formats()[format], Item(**item), Options(**options)
+    try:
+        arrays = reader.numbers(Path(source), item, options)
+    except Unreadable:
+        return {}
+    except (UserError, MachineError) as error:
+        return {"error": (type(error).__name__, str(error))}
+    if "bounds" in arrays:
+        low, high = arrays["bounds"]
+        return {"stored": [np.asarray(low).tolist(), np.asarray(high).tolist()]}
+    if "action" not in arrays:
+        return {"measured": None}
+    action = np.asarray(arrays["action"], np.float64)
+    if not len(action) or not np.isfinite(action).all():
+        return {}
+    return {"measured": [action.min(0).tolist(), action.max(0).tolist()]}
+
+
+class _Writer:
+    """Episodes of one item, one after the other."""
+
+    def __init__(self, out: Path, item: Item, key: str):
+        self.out, self.files, self.numbers = out, [], False
+        slug = re.sub(r"[^A-Za-z0-9.-]+", "_", item.name).strip("._")[-80:]
+        self.stem = f"{slug}-{key}"
+
+    def __call__(self, arrays: dict) -> None:
+        path = save_episode(self.out, arrays, f"{self.stem}-{len(self.files):04d}.npz")
+        self.files.append(path.name)
+        self.numbers = {"action", "reward"} <= set(arrays)
+
+
+def _take_footage(reader: Footage, source, item, options, write, bounds):
+    counts, problems = Counts(), []
+
+    def until_damage() -> Iterator[Frame]:
+        try:
+            yield from reader.frames(source, item, options)
+        except Unreadable as problem:
+            problems.append(problem)
+
+    try:
+        for clip in clips(steady(until_damage(), options.fps), options, counts):
+            write({"image": clip})
+    except Unreadable as problem:  # a picture that does not fit
+        problems.append(problem)
+    return counts, problems[0] if problems else None
+
+
+def _take_episode(reader: Log, source, item, options, write, bounds):
+    counts = Counts()
+    try:
+        arrays = reader.episode(source, item, options)
+        fit = Fit(options)
+        image = np.stack([fit(picture) for picture in arrays["image"]])
+        out = {"image": image, **aligned(arrays, reader.alignment)}
+        if bounds is not None and "action" in out:
+            out["action"] = scaled(out["action"], *bounds)
+        counts.frames = len(image)
+        if len(image) < options.shortest:
+            counts.short = len(image)
+            return counts, None
+        write(out)
+    except Unreadable as problem:
+        return counts, problem
+    except DamagedEpisode as problem:
+        return counts, Unreadable(item.name, problem.reason)
+    counts.clips, counts.kept = 1, len(image)
+    return counts, None

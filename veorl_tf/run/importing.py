@@ -1,0 +1,394 @@
+"""`python -m veorl_tf import SOURCE OUT`: foreign data become episodes, each item once.
+
+    source -> items -> keys of their contents -> worker processes -> episodes in OUT
+                                                                  -> OUT/.import/journal.jsonl
+    at the end: OUT/import.json
+
+An item's key is a hash of what it is made of: its files' contents, the format and the options. The
+journal has a line per finished item; the same command goes on where it was, imports what is new,
+and removes what the source no longer has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from veorl_tf.core import errors
+from veorl_tf.core.config import Config
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.files import atomic_write, sweep_leftovers
+from veorl_tf.core.flags import parse_options
+from veorl_tf.core.hardware import cores
+from veorl_tf.core.interrupt import StopRequest
+from veorl_tf.core.progress import progress
+from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, inside
+from veorl_tf.data.importers.pictures import Fit
+from veorl_tf.data.importers.registry import find
+
+FORMAT = 1  # of what an import writes; part of every key
+REPORT, JOURNAL = "import.json", ".import/journal.jsonl"
+SKIPPED = 3  # exit code: something was left out
+LARGE = 32 << 20  # bytes of footage that is worth splitting
+WORK = "veorl_tf.data.importers.work"
+IMPORT = {
+    "format": "auto",
+    **asdict(Options()),
+    "strict": False,
+    "workers": 0,
+    "timeout": 600.0,
+}
+IMPORT_HELP = {
+    "format": "of the source; auto: detected",
+    "size": "pixels of the episodes' pictures, square",
+    "fit": "crop (the middle) | letterbox | stretch | x,y,width,height (a fixed box)",
+    "mirror": "swap left and right",
+    "flip": "swap top and bottom",
+    "fps": "frames per second of clips; 0: as they are",
+    "clip": "frames per clip, at most",
+    "shortest": "frames per clip or episode, at least; shorter ones are left out",
+    "cut": "change of a picture, as a share of its range, that ends a clip; 0: none",
+    "still": "change of a picture below which it counts as still; still stretches are left out",
+    "camera": "nuscenes: channel (CAM_FRONT); bridge: folder (images0)",
+    "split": "nuscenes: folder of tables, where there are several",
+    "image_key": "name of the pictures, where the data have several",
+    "action_key": "name of the actions",
+    "reward_key": "name of the rewards",
+    "strict": "stop at the first thing that cannot be imported",
+    "workers": "processes; 0: one per core",
+    "timeout": "seconds after which an item that gives no result is left out",
+}
+
+
+def import_(argv: Sequence[str]) -> int:
+    """`import SOURCE OUT`: exit code 3 if something was left out."""
+    given, flags = parse_options(
+        argv,
+        Config(IMPORT),
+        IMPORT_HELP,
+        "python -m veorl_tf import SOURCE OUT [--key value ...]",
+        ["SOURCE", "OUT"],
+    )
+    result = import_source(
+        Path(given["SOURCE"]),
+        Path(given["OUT"]),
+        options_of(flags),
+        flags.format,
+        flags.strict,
+        flags.workers,
+        flags.timeout,
+    )
+    print(result.text())
+    return SKIPPED if result.skipped else 0
+
+
+def options_of(flags: Config) -> Options:
+    """The import's options among a command's flags. Raises UserError."""
+    options = Options(**{key: flags[key] for key in asdict(Options())})
+    for key, lowest in (("size", 1), ("fps", 0), ("clip", 2), ("shortest", 2), ("cut", 0)):
+        if getattr(options, key) < lowest:
+            raise UserError(f"--{key} {getattr(options, key)}: at least {lowest}")
+    if options.shortest > options.clip:
+        raise UserError(
+            f"--shortest {options.shortest} is more than --clip {options.clip}: nothing would stay"
+        )
+    Fit(options)
+    return options
+
+
+@dataclass
+class Result:
+    """What an import did, and what `import.json` says."""
+
+    out: Path
+    format: str
+    counts: dict[str, int] = field(default_factory=dict)
+    items: int = 0
+    new: int = 0  # items imported by this call
+    skipped: list[list[str]] = field(default_factory=list)  # name and reason
+    bounds: list | None = None  # lowest and highest action, which became -1 and 1
+    numbers: bool = False  # whether the episodes have actions and rewards
+
+    def text(self) -> str:
+        counts = self.counts
+        lines = [
+            f"{self.out}: {counts['clips']:,} episodes of {counts['kept']:,} frames from "
+            f"{self.items:,} items ({self.format}), {self.new:,} of them new"
+        ]
+        for key, what in (
+            ("cuts", "scene changes"),
+            ("still", "frames without movement left out"),
+            ("short", "frames left out in stretches that are too short"),
+        ):
+            if counts[key]:
+                lines.append(f"{counts[key]:,} {what}")
+        if self.bounds:
+            pairs = ", ".join(f"{a:.4g} to {b:.4g}" for a, b in zip(*self.bounds))
+            lines.append(f"actions scaled to -1 to 1 from {pairs}")
+        lines += [f"left out: {name}: {reason}" for name, reason in self.skipped]
+        return "\n".join(lines)
+
+
+def import_source(
+    source: Path,
+    out: Path,
+    options: Options,
+    format: str = "auto",
+    strict: bool = False,
+    workers: int = 0,
+    timeout: float = 600.0,
+) -> Result:
+    """Imports a source into the folder `out`, or what it lacks of it.
+
+    Raises UserError for a source of no known format, a folder that holds something else, and, if
+    `strict`, for the first thing that cannot be read; MachineError; Interrupted.
+    """
+    source, out = source.absolute(), out.absolute()
+    reader = find(source, format)
+    journal = Journal(out)
+    result = Result(out, reader.name)
+
+    def leave_out(problem: Unreadable) -> None:
+        if strict:
+            raise UserError(f"{source}: {problem.name}: {problem.reason}")
+        result.skipped.append([problem.name, problem.reason])
+
+    with StopRequest() as stop:
+        items = list(reader.items(source, options, leave_out))
+        if not items and not result.skipped:
+            raise UserError(f"{source}: nothing to import as {reader.name}")
+        run = _Run(reader, source, out, options, journal, stop, workers or cores(), timeout)
+        keyed = run.keys(run.pieces(items), leave_out)
+        if not isinstance(reader, Footage):
+            result.bounds = run.bounds(keyed)
+        result.new = run.work(keyed, result.bounds, strict)
+    result.skipped += run.failed
+    final = [run.final(key, result.bounds) for key in keyed]
+    entries = [journal.entries[key] for key in final if key in journal.entries]
+    result.items = len(entries)
+    result.skipped += [entry["problem"] for entry in entries if entry["problem"]]
+    result.skipped.sort()
+    result.numbers = any(entry["numbers"] for entry in entries)
+    names = ("frames", "clips", "kept", "still", "short", "cuts")
+    result.counts = {name: sum(entry["counts"][name] for entry in entries) for name in names}
+    journal.keep(set(final))
+    _write_report(result, source, options)
+    return result
+
+
+class Journal:
+    """What was imported into a folder: a line of JSON per finished item, by key."""
+
+    def __init__(self, out: Path):
+        self.out, self.path = out, out / JOURNAL
+        self.entries: dict[str, dict] = {}
+        self.digests: dict[str, str] = {}  # of files, by name, size and time
+        self.measured: dict[str, dict] = {}  # actions' ranges, by key
+        if not self.path.exists():
+            if out.is_dir() and any(out.iterdir()):
+                raise UserError(f"{out}: not empty, and no import; name another folder")
+            if out.exists() and not out.is_dir():
+                raise UserError(f"{out}: is a file; name a folder")
+            return
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                getattr(self, entry["of"])[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # the line that was being written when the process was killed
+        sweep_leftovers(out)
+        present = {entry.name for entry in os.scandir(out)}
+        self.entries = {
+            key: entry for key, entry in self.entries.items() if present.issuperset(entry["files"])
+        }
+
+    def add(self, of: str, key: str, value: Any) -> None:
+        """Notes `value` under `key` in the table `of`, on disk too."""
+        getattr(self, of)[key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
+
+    def keep(self, keys: set[str]) -> None:
+        """Forgets all other items and removes their episodes, and what no item wrote."""
+        self.entries = {key: entry for key, entry in self.entries.items() if key in keys}
+        known = {name for entry in self.entries.values() for name in entry["files"]}
+        for path in self.out.glob("*.npz"):
+            if path.name not in known:
+                path.unlink()
+        with atomic_write(self.path, "w") as file:
+            for of in ("digests", "measured", "entries"):
+                for key, value in sorted(getattr(self, of).items()):
+                    file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
+
+
+@dataclass
+class _Run:
+    reader: Reader
+    source: Path
+    out: Path
+    options: Options
+    journal: Journal
+    stop: StopRequest
+    workers: int
+    timeout: float
+    failed: list[list[str]] = field(default_factory=list)  # name and reason: no result, this time
+
+    def pieces(self, items: Sequence[Item]) -> list[Item]:
+        """The items, those of much footage in pieces."""
+        if not isinstance(self.reader, Footage):
+            return list(items)
+        large = {str(i): item for i, item in enumerate(items) if self._bytes(item) > LARGE}
+        split = dict(self._jobs("split_item", large, list(large), "looking at", {}))
+        out: list[Item] = []
+        for i, item in enumerate(items):
+            pieces = split.get(str(i), {}).get("pieces")
+            out += [Item(**piece) for piece in pieces] if pieces else [item]
+        return out
+
+    def _bytes(self, item: Item) -> int:
+        try:
+            return sum(inside(self.source, name).stat().st_size for name in item.files)
+        except (Unreadable, OSError):
+            return 0
+
+    def keys(self, items: Sequence[Item], leave_out) -> dict[str, Item]:
+        """Items by a hash of their contents; of equal ones the first."""
+        digests: dict[str, str] = {}
+        keyed: dict[str, Item] = {}
+        with progress(len(items), 0, f"looking through {self.source.name}", "items") as bar:
+            for item in items:
+                try:
+                    for name in item.files:
+                        if name not in digests:
+                            digests[name] = self._digest(name)
+                except Unreadable as problem:
+                    leave_out(problem)
+                except OSError as error:
+                    leave_out(Unreadable(item.name, error.strerror or str(error)))
+                else:
+                    made_of = [
+                        [FORMAT, self.reader.name, asdict(self.options)],
+                        [digests[name] for name in item.files],
+                        dict(item.spec),
+                    ]
+                    keyed.setdefault(_hash(made_of), item)
+                bar.update()
+                self.stop.raise_if_requested()
+        return keyed
+
+    def _digest(self, name: str) -> str:
+        """Of a file's content; known for files of a size and time that were read before."""
+        path = inside(self.source, name)
+        status = path.stat()
+        stamp = f"{name}|{status.st_size}|{status.st_mtime_ns}"
+        if stamp not in self.journal.digests:
+            digest = hashlib.blake2b(digest_size=16)
+            with open(path, "rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            self.journal.add("digests", stamp, digest.hexdigest())
+        return self.journal.digests[stamp]
+
+    def bounds(self, keyed: dict[str, Item]) -> list | None:
+        """Lowest and highest actions of a log, as stored or, where they leave -1 to 1, as measured;
+        None if nothing must be scaled."""
+        todo = [key for key in keyed if key not in self.journal.measured]
+        for key, range_ in self._jobs("measure_actions", keyed, todo, "measuring actions of", {}):
+            self.journal.add("measured", key, range_)
+        ranges = [self.journal.measured.get(key, {}) for key in keyed]
+        stored = next((r["stored"] for r in ranges if r.get("stored")), None)
+        measured = [r["measured"] for r in ranges if r.get("measured")]
+        if stored:
+            return None if np.allclose(stored[0], -1) and np.allclose(stored[1], 1) else stored
+        if not measured:
+            return None
+        if len({len(low) for low, _ in measured}) > 1:
+            raise UserError(f"{self.source}: episodes differ in the size of their actions")
+        low = np.min([low for low, _ in measured], 0)
+        high = np.max([high for _, high in measured], 0)
+        if max(-low.min(), high.max()) <= 1 + 1e-3:
+            return None
+        return [low.tolist(), high.tolist()]
+
+    def work(self, keyed: dict[str, Item], bounds, strict: bool) -> int:
+        """Imports what the journal lacks; returns how many items."""
+        final = {self.final(key, bounds): item for key, item in keyed.items()}
+        todo = [key for key in final if key not in self.journal.entries]
+        self.out.mkdir(parents=True, exist_ok=True)
+        more = {"out": str(self.out), "bounds": bounds}
+        for key, entry in self._jobs("import_item", final, todo, "importing", more):
+            self.journal.add("entries", key, entry)
+            self._refuse(strict, entry["problem"])
+        self._refuse(strict, *self.failed)
+        return len(todo)
+
+    def _refuse(self, strict: bool, *problems) -> None:
+        for name, reason in filter(None, problems):
+            if strict:
+                raise UserError(f"{self.source}: {name}: {reason}")
+
+    def final(self, key: str, bounds) -> str:
+        """An item's key with the bounds that its actions are scaled by."""
+        return _hash([key, bounds])
+
+    def _jobs(self, function, keyed, todo, title, more) -> Iterator[tuple[str, dict]]:
+        """Key and result of `function` for the items `todo`, in the order of completion."""
+        from envs.workers import WorkerFailure, run_jobs
+
+        common = {
+            "format": self.reader.name,
+            "source": str(self.source),
+            "options": asdict(self.options),
+            **more,
+        }
+        jobs = [{**common, "item": asdict(keyed[key])} for key in todo]
+        if "out" in more:
+            jobs = [{**job, "key": key[:12]} for job, key in zip(jobs, todo, strict=True)]
+        total = len(keyed)
+        workers = max(1, min(self.workers, len(todo)))
+        results = run_jobs(f"{WORK}:{function}", jobs, workers, self.timeout, rendering=False)
+        with (
+            closing(results),
+            progress(total, total - len(todo), f"{title} {self.source.name}", "items") as bar,
+        ):
+            for index, result in results:
+                key = todo[index]
+                if isinstance(result, WorkerFailure):
+                    if "out" in more:
+                        reason = f"its reader failed: {result.reason}"
+                        self.failed.append([keyed[key].name, reason])
+                elif "error" in result:
+                    kind, text = result["error"]
+                    raise getattr(errors, kind)(text)
+                else:
+                    yield key, result
+                bar.update()
+                self.stop.raise_if_requested()
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _write_report(result: Result, source: Path, options: Options) -> None:
+    report = {
+        "format": result.format,
+        "source": str(source),
+        "options": asdict(options),
+        "items": result.items,
+        "counts": result.counts,
+        "action": result.bounds and dict(zip(("low", "high"), result.bounds)),
+        "left_out": result.skipped,
+    }
+    with atomic_write(result.out / REPORT, "w") as file:
+        json.dump(report, file, indent=1)
