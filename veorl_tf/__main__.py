@@ -9,7 +9,8 @@ COMMANDS = {
     "evaluate": ("veorl_tf.run.commands:evaluate", "score a run's policy in the simulator"),
     "export": ("veorl_tf.run.commands:export", "write a run's policy as a SavedModel"),
     "collect": ("veorl_tf.run.commands:collect", "make an offline dataset from scripted policies"),
-    "inspect": ("veorl_tf.run.commands:inspect", "say what a folder of episodes holds"),
+    "import": ("veorl_tf.run.importing:import_", "make episodes of videos and foreign datasets"),
+    "inspect": ("veorl_tf.run.inspecting:inspect", "say what episodes, videos or a dataset hold"),
     "table": ("veorl_tf.run.table:table", "train and compare algorithms; write the results table"),
 }
 

@@ -46,13 +46,14 @@ def test_help_lists_every_flag(command, capsys):
     assert caught.value.code in (0, None)
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: python -m veorl_tf {command}")
-    from veorl_tf.run import commands, table
+    from veorl_tf.run import commands, importing, inspecting, table
 
     keys = {
         "evaluate": commands.EVALUATE,
         "export": commands.EXPORT,
         "table": table.OPTIONS,
-        "inspect": commands.INSPECT,
+        "import": importing.IMPORT,
+        "inspect": inspecting.INSPECT,
         "collect": ["data.collect_quality", "env.camera"],
     }
     assert all(f"--{key} " in printed for key in keys[command])
@@ -210,8 +211,8 @@ def test_collect_then_inspect(tmp_path, capfd, refused, monkeypatch):
         (["collect", "OUT", *DATA, "--task", "none"], ["--task none"]),
         (["collect", "OUT", *DATA, "--task", "metaworld_dor_close"], ["metaworld_door_close"]),
         (["collect", "OUT", "--task", "metaworld_reach"], ["--configs is missing"]),
-        (["inspect"], ["DIR is missing"]),
-        (["inspect", "OUT"], ["no such directory"]),
+        (["inspect"], ["SOURCE is missing"]),
+        (["inspect", "OUT"], ["OUT: no such file or folder"]),
     ],
 )
 def test_collect_and_inspect_refuse(argv, words, refused, tmp_path, monkeypatch):

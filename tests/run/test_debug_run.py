@@ -22,7 +22,10 @@ STAGES = {
     "dreamerv3_nature": ["joint"],
     "veorl_dv3": ["abstraction", "model", "behavior"],
 }
-ALGORITHM = {"veorl_dv3": "veorl", "dreamerv3_nature": "dreamerv3"}  # where it has another name than the block
+ALGORITHM = {
+    "veorl_dv3": "veorl",
+    "dreamerv3_nature": "dreamerv3",
+}  # where it has another name than the block
 UPDATES = 6  # of every stage of `debug`
 
 agents = pytest.mark.parametrize("agent", list(STAGES))

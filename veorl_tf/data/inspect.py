@@ -62,9 +62,9 @@ def inspect_directory(path: str | Path, progress: Callable[[int, int], None] | N
     return "\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in rows)
 
 
-def contact_sheet(path: str | Path, episodes: int = 8, columns: int = 10) -> np.ndarray:
-    """A sheet of pictures, uint8 [H', W', 3]: a row per episode (evenly spaced), frames evenly
-    spaced from first to last.
+def contact_pictures(path: str | Path, episodes: int, columns: int) -> list[np.ndarray]:
+    """Pictures of at most `episodes` episodes (evenly spaced), uint8 `[columns or fewer, H, W, 3]`
+    evenly spaced from first to last.
 
     Raises UserError when no episode can be read.
     """
@@ -72,16 +72,31 @@ def contact_sheet(path: str | Path, episodes: int = 8, columns: int = 10) -> np.
     shape = Counter(info.image_shape for info in infos).most_common(1)[0][0] if infos else None
     infos = [info for info in infos if info.image_shape == shape]
     frames = []
-    for info in _spaced(infos, episodes):
+    for info in spaced(infos, episodes):
         try:
             image = load_episode(info.path, KEYS["source"])["image"]
         except DamagedEpisode as error:
             damaged.append(error)
         else:
-            frames.append(image[np.linspace(0, len(image) - 1, columns).round().astype(int)])
+            frames.append(np.stack(spaced(image, columns)))
     if not frames:
         raise UserError(f"no episode can be read: {damaged[0]}")
-    return grid(np.concatenate(frames), columns)
+    return frames
+
+
+def contact_sheet(path: str | Path, episodes: int = 8, columns: int = 10) -> np.ndarray:
+    """A sheet of pictures, uint8 [H', W', 3]: a row per episode (evenly spaced), frames evenly
+    spaced from first to last.
+
+    Raises UserError when no episode can be read.
+    """
+    rows = [padded(row, columns) for row in contact_pictures(path, episodes, columns)]
+    return grid(np.concatenate(rows), columns)
+
+
+def padded(pictures: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """`[count, H, W, 3]`, the last one repeated."""
+    return np.stack([*pictures, *[pictures[-1]] * (count - len(pictures))])
 
 
 def _look(path: str | Path) -> tuple[str, list[EpisodeInfo], list[DamagedEpisode]]:
@@ -106,7 +121,7 @@ def _size_rows(infos: Sequence[EpisodeInfo]) -> list[tuple[str, str]]:
     rows = [
         ("episodes", f"{len(infos):,}"),
         ("frames", f"{lengths.sum():,} ({lengths.sum() - len(infos):,} steps)"),
-        ("lengths", f"{_spread(lengths, '{:.0f}')} frames"),
+        ("lengths", f"{spread(lengths, '{:.0f}')} frames"),
         ("size on disk", f"{sum(info.size for info in infos) / 1e6:,.1f} MB"),
     ]
     for i, (key, layout) in enumerate(layouts.items()):
@@ -122,7 +137,7 @@ def _number_rows(
 ) -> list[tuple[str, str]]:
     returns, success = numbers[:, 0], numbers[:, 1] > 0
     rows = [
-        ("return", _spread(returns, "{:.2f}")),
+        ("return", spread(returns, "{:.2f}")),
         (
             "success",
             f"{success.mean():.1%} of the episodes, at any step" if has_success else "not recorded",
@@ -137,13 +152,14 @@ def _number_rows(
     return rows
 
 
-def _spread(values: np.ndarray, form: str) -> str:
+def spread(values: np.ndarray, form: str) -> str:
     low, mean, high = (form.format(v) for v in (values.min(), values.mean(), values.max()))
     return f"mean {mean}, from {low} to {high}"
 
 
-def _spaced(items: Sequence, count: int) -> list:
-    chosen = (
-        np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int) if items else []
-    )
+def spaced(items: Sequence, count: int) -> list:
+    """At most `count` of them, evenly spaced from first to last."""
+    if not len(items):
+        return []
+    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
     return [items[i] for i in chosen]

@@ -1,4 +1,4 @@
-"""The commands around training: evaluate, export, collect, inspect."""
+"""The commands around training: evaluate, export, collect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from veorl_tf.core.config import Config, load_blocks
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import parse_options
-from veorl_tf.core.media import write_mp4, write_png
+from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run import datasets
 from veorl_tf.run.directory import load_config, load_weights, provenance
@@ -35,8 +35,6 @@ EVALUATE_HELP = {
 }
 EXPORT = {"checkpoint": ""}
 EXPORT_HELP = {"checkpoint": "name of a checkpoint; empty: the newest"}
-INSPECT = {"sheet": ""}
-INSPECT_HELP = {"sheet": "file of the contact sheet; empty: contact-sheet.png in this folder"}
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -160,22 +158,4 @@ def collect(argv: Sequence[str]) -> int:
             raise UserError(f"{out}: holds a dataset of another recipe; name another folder")
     make_dataset(recipe, out, config.env.workers)
     print((out / "recipe.json").read_text())
-    return 0
-
-
-def inspect(argv: Sequence[str]) -> int:
-    """`inspect DIR`: a table of what a folder of episodes holds, and a contact sheet."""
-    from veorl_tf.data.inspect import contact_sheet, inspect_directory
-
-    given, options = parse_options(
-        argv,
-        Config(INSPECT),
-        INSPECT_HELP,
-        "python -m veorl_tf inspect DIR [--sheet FILE]",
-        ["DIR"],
-    )
-    print(inspect_directory(given["DIR"]))
-    sheet = Path(options.sheet or "contact-sheet.png")
-    write_png(sheet, contact_sheet(given["DIR"]))
-    print(f"contact sheet: {sheet}")
     return 0

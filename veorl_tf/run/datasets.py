@@ -1,14 +1,22 @@
-"""Which data a run trains on: the user's own, or default datasets that are made once."""
+"""Which data a run trains on, and whether it can: the user's own, imported once if they are
+foreign, or default datasets that are made once."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
+from veorl_tf.core.arrays import READ_ERRORS, npz_headers
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import UserError
+from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.progress import progress
 from veorl_tf.data.store import FrameStore
+from veorl_tf.run import importing
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
 from veorl_tf.run.simulators import env_options
 
@@ -22,10 +30,16 @@ def data_root(config: Config) -> Path:
 
 
 def check_given(config: Config) -> None:
-    """Fails early when a folder of the user's own data is not there, or is needed and not named."""
+    """Fails early when the user's own data are not there or of no known format, or are needed and
+    not named."""
     for key in GIVEN.values():
-        if config[key] and not Path(config[key]).expanduser().is_dir():
-            raise UserError(f"--{key} {config[key]}: no such folder")
+        if config[key]:
+            source = Path(config[key]).expanduser()
+            if not source.exists():
+                raise UserError(f"--{key} {config[key]}: no such file or folder")
+            if not is_ready(source):
+                importing.find(source)
+    import_options(config)
     if config.task.startswith("fetch_") and not config.target_dataset:
         raise UserError(f"--task {config.task} needs --target_dataset: no expert acts in it")
     if config.task == "none" and not config.target_dataset:
@@ -36,13 +50,101 @@ def open_store(config: Config, kind: str) -> FrameStore:
     """The frame store of the run's `target` or `source` data, made and built first if need be."""
     given = config[GIVEN[kind]]
     if given:
-        directory = Path(given).expanduser()
+        directory = imported(config, kind, Path(given).expanduser())
     else:
         recipe = default_recipe(config, kind)
         directory = data_root(config) / "episodes" / f"{recipe.name}-{recipe.hash}"
         make_dataset(recipe, directory, config.env.workers)
     with _Reading(kind) as reading:
         return FrameStore.build_or_open(directory, data_root(config) / "stores", kind, reading)
+
+
+def is_ready(source: Path) -> bool:
+    """Whether a folder holds episodes that need no import: `.npz` files of 64x64 pictures."""
+    paths = sorted(source.glob("*.npz")) if source.is_dir() else []
+    for path in paths:
+        try:
+            shape = npz_headers(path)["image"][0]
+        except READ_ERRORS:
+            continue
+        return shape[1:3] == (64, 64) and importing.find(source).name == "episodes"
+    return bool(paths)
+
+
+def import_options(config: Config) -> importing.Options:
+    """How foreign data are imported. Raises UserError."""
+    return importing.options_of({**config.imports, "size": config.env.image_size}, "imports.")
+
+
+def imported(config: Config, kind: str, source: Path) -> Path:
+    """The folder of a source's episodes: itself, or a copy under the data root, made or brought up
+    to date."""
+    if is_ready(source):
+        return source
+    options, source = import_options(config), source.absolute()
+    recipe = json.dumps([str(source), asdict(options)], sort_keys=True)
+    place = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
+    out = data_root(config) / "imports" / f"{source.stem}-{place}"
+    result = importing.import_source(source, out, options)
+    for name, reason in result.skipped:
+        warn(f"left out: {name}: {reason}")
+    if kind == "target" and not result.numbers:
+        raise UserError(
+            f"--{GIVEN[kind]} {source}: {result.format} without actions and rewards; "
+            f"it can be --{GIVEN['source']}"
+        )
+    return out
+
+
+def action_space(config: Config, store: FrameStore):
+    """Actions as the data has them; a discrete actor wants one-hot rows."""
+    from veorl_tf.agents.agent import ActionSpace
+
+    if store.action_size != config.action.size and config.task == "none":
+        return ActionSpace(store.action_size, config.action.discrete)
+    if store.action_size != config.action.size:
+        raise UserError(
+            f"{store.source}: actions have {store.action_size} numbers, but "
+            f"--action.size is {config.action.size}"
+        )
+    return ActionSpace(config.action.size, config.action.discrete)
+
+
+def action_bounds(store: FrameStore) -> dict[str, list[float]]:
+    """Smallest and largest action of the data, per dimension, and, if an import scaled them, what
+    -1 and 1 were (`scaled_low`, `scaled_high`)."""
+    action = store.arrays["action"]
+    bounds = {"low": np.min(action, 0).tolist(), "high": np.max(action, 0).tolist()}
+    scaled = importing.action_scale(store.source)
+    return bounds | {f"scaled_{key}": value for key, value in scaled.items()}
+
+
+def check_actions(store: FrameStore, bounds: dict[str, list[float]], space) -> None:
+    """Discrete ones must be one-hot, but for the resets'; continuous ones should be what the policy
+    can do."""
+    low, high = min(bounds["low"]), max(bounds["high"])
+    if space.discrete:
+        action = np.asarray(store.arrays["action"])
+        sums = action.sum(-1)
+        sums[store.episodes.starts] = 1
+        if not (np.isin(action, (0, 1)).all() and (sums == 1).all()):
+            raise UserError(
+                f"{store.source}: --action.discrete wants one-hot actions, but these are not"
+            )
+    elif low < -1.001 or high > 1.001:
+        warn(
+            f"{store.source}: actions from {low:.3g} to {high:.3g}, but the policy acts in "
+            f"[-1, 1]; rescale them unless the excess is noise"
+        )
+
+
+def check_images(stores: dict[str, FrameStore]) -> None:
+    for store in stores.values():
+        if store.image_shape != (64, 64, 3):
+            raise UserError(
+                f"{store.source}: frames are {list(store.image_shape)}, but the nets "
+                f"take [64, 64, 3]; resize them"
+            )
 
 
 def default_recipe(config: Config, kind: str) -> Recipe:

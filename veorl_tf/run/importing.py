@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,15 +90,16 @@ def import_(argv: Sequence[str]) -> int:
     return SKIPPED if result.skipped else 0
 
 
-def options_of(flags: Config) -> Options:
-    """The import's options among a command's flags. Raises UserError."""
+def options_of(flags: Mapping[str, Any], prefix: str = "") -> Options:
+    """The import's options among a command's flags, which begin with `prefix`. Raises UserError."""
     options = Options(**{key: flags[key] for key in asdict(Options())})
     for key, lowest in (("size", 1), ("fps", 0), ("clip", 2), ("shortest", 2), ("cut", 0)):
         if getattr(options, key) < lowest:
-            raise UserError(f"--{key} {getattr(options, key)}: at least {lowest}")
+            raise UserError(f"--{prefix}{key} {getattr(options, key)}: at least {lowest}")
     if options.shortest > options.clip:
         raise UserError(
-            f"--shortest {options.shortest} is more than --clip {options.clip}: nothing would stay"
+            f"--{prefix}shortest {options.shortest} is more than --{prefix}clip {options.clip}: "
+            f"nothing would stay"
         )
     Fit(options)
     return options
@@ -182,6 +183,16 @@ def import_source(
     journal.keep(set(final))
     _write_report(result, source, options)
     return result
+
+
+def action_scale(folder: Path) -> dict[str, list[float]]:
+    """`low` and `high`, the actions that an import made -1 and 1; empty where none were scaled."""
+    try:
+        return json.loads((folder / REPORT).read_text(encoding="utf-8"))["action"] or {}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / REPORT}: damaged; import again") from None
 
 
 class Journal:

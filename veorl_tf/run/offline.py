@@ -8,7 +8,6 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from veorl_tf.agents.agent import ActionSpace
 from veorl_tf.agents.registry import make_agent
 from veorl_tf.agents.stage import Stage, Update
 from veorl_tf.core import checkpoint, hardware, seeds
@@ -57,15 +56,15 @@ class OfflineTraining:
         self.replicas = replicas or Replicas()
         self.rows = self.replicas.rows(config.data.batch)
         self.stores: dict[str, FrameStore] = {"target": self.open_store("target")}
-        self.agent = make_agent(config, action_space(config, self.stores["target"]))
+        self.agent = make_agent(config, datasets.action_space(config, self.stores["target"]))
         self.stages = self.agent.stages()
         self.budgets = [config.stages[stage.name].updates for stage in self.stages]
         if any(s.dataset == "source" for stage in self.stages for s in stage.streams.values()):
             self.stores["source"] = self.open_store("source")
-        check_images(self.stores, config)
+        datasets.check_images(self.stores)
         self.check_lengths()
-        self.bounds = action_bounds(self.stores["target"])
-        check_actions(self.stores["target"], self.bounds, self.agent.action_space)
+        self.bounds = datasets.action_bounds(self.stores["target"])
+        datasets.check_actions(self.stores["target"], self.bounds, self.agent.action_space)
         self.stage, self.update, self.begun, self.seconds = 0, 0, [], 0.0
         self.owes_evaluation = False  # one that a signal cut short
         self.started = time.monotonic()
@@ -339,49 +338,6 @@ class OfflineTraining:
         self.log(summary | {"time/evaluation": time.monotonic() - began}, bar)
         for frames in scores.videos:
             self.logger.video(self.step, "evaluation/episode", frames)
-
-
-def action_space(config: Config, store: FrameStore) -> ActionSpace:
-    """Actions as the data has them; a discrete actor wants one-hot rows."""
-    if store.action_size != config.action.size and config.task == "none":
-        return ActionSpace(store.action_size, config.action.discrete)
-    if store.action_size != config.action.size:
-        raise UserError(
-            f"{store.source}: actions have {store.action_size} numbers, but "
-            f"--action.size is {config.action.size}"
-        )
-    return ActionSpace(config.action.size, config.action.discrete)
-
-
-def action_bounds(store: FrameStore) -> dict[str, list[float]]:
-    """Smallest and largest action of the data, per dimension."""
-    action = store.arrays["action"]
-    return {"low": np.min(action, 0).tolist(), "high": np.max(action, 0).tolist()}
-
-
-def check_actions(store: FrameStore, bounds: dict[str, list[float]], space: ActionSpace) -> None:
-    """Discrete ones must be one-hot; continuous ones should be what the policy can do."""
-    low, high = min(bounds["low"]), max(bounds["high"])
-    if space.discrete:
-        action = np.asarray(store.arrays["action"])
-        if not (np.isin(action, (0, 1)).all() and (action.sum(-1) == 1).all()):
-            raise UserError(
-                f"{store.source}: --action.discrete wants one-hot actions, but these are not"
-            )
-    elif low < -1.001 or high > 1.001:
-        warn(
-            f"{store.source}: actions from {low:.3g} to {high:.3g}, but the policy acts in "
-            f"[-1, 1]; rescale them unless the excess is noise"
-        )
-
-
-def check_images(stores: dict[str, FrameStore], config: Config) -> None:
-    for store in stores.values():
-        if store.image_shape != (64, 64, 3):
-            raise UserError(
-                f"{store.source}: frames are {list(store.image_shape)}, but the nets "
-                f"take [64, 64, 3]; resize them"
-            )
 
 
 def assign(variables: dict[str, tf.Variable], arrays: dict[str, np.ndarray], where: str) -> None:

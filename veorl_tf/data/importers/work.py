@@ -24,6 +24,7 @@ from veorl_tf.data.importers.base import (
 from veorl_tf.data.importers.clips import Counts, clips, steady
 from veorl_tf.data.importers.pictures import Fit
 from veorl_tf.data.importers.registry import formats
+from veorl_tf.data.inspect import spaced
 
 
 def import_item(format, source, item, options, out, key, bounds=None) -> dict:
@@ -84,6 +85,24 @@ def measure_actions(format, source, item, options) -> dict:
     return {"measured": [action.min(0).tolist(), action.max(0).tolist()]}
 
 
+def look_at_item(format, source, item, options, pictures=10) -> dict:
+    """What importing an item would read, and nothing is written.
+
+    Returns:
+        `frames`, how many; `shape` of the first; `seconds` of footage; `pictures`, some evenly
+        spaced ones as they would be stored `[n, size, size, 3]`; of a log `keys`, `low` and `high`
+        of the actions `[A]`, `rewards` (sum, smallest, largest) or None; the `problem` or None.
+    """
+    reader, item, options = formats()[format], Item(**item), Options(**options)
+    look = _look_at_footage if isinstance(reader, Footage) else _look_at_episode
+    try:
+        return {"problem": None, **look(reader, Path(source), item, options, pictures)}
+    except Unreadable as problem:
+        return {"problem": [problem.name or item.name, one_line(problem.reason)]}
+    except (UserError, MachineError) as error:
+        return {"error": (type(error).__name__, str(error))}
+
+
 class _Writer:
     """Episodes of one item, one after the other."""
 
@@ -113,6 +132,49 @@ def _take_footage(reader: Footage, source, item, options, write, bounds):
     except Unreadable as problem:  # a picture that does not fit
         problems.append(problem)
     return counts, problems[0] if problems else None
+
+
+def _look_at_footage(reader: Footage, source, item, options, pictures) -> dict:
+    fit, frames, kept, every, shape = Fit(options), 0, [], 1, None
+    time, problem = 0.0, None
+    try:
+        for frame in reader.frames(source, item, options):
+            if frames % every == 0:
+                picture = frame.picture()
+                shape = shape or picture.shape
+                kept.append(fit(picture))
+                if len(kept) == 2 * pictures:  # however long it is, evenly spaced ones
+                    kept, every = kept[::2], 2 * every
+            frames, time = frames + 1, frame.time
+    except Unreadable as error:
+        problem = [error.name or item.name, one_line(error.reason)]
+    return {
+        "frames": frames,
+        "shape": shape,
+        "seconds": time,
+        "pictures": spaced(kept, pictures),
+        "problem": problem,
+    }
+
+
+def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
+    arrays = reader.episode(source, item, options)
+    fit, images = Fit(options), arrays["image"]
+    chosen = [fit(picture) for picture in spaced(images, pictures)]
+    out = {
+        "frames": len(images),
+        "shape": np.shape(images[0]) if len(images) else None,
+        "pictures": chosen,
+        "keys": sorted(key for key in arrays if key != "bounds"),
+    }
+    if "action" in arrays:
+        action = np.asarray(arrays["action"], np.float64)
+        low, high = arrays.get("bounds", (action.min(0), action.max(0)))
+        out |= {"low": np.asarray(low).tolist(), "high": np.asarray(high).tolist()}
+    if "reward" in arrays:
+        reward = np.asarray(arrays["reward"], np.float64)
+        out["rewards"] = [float(reward.sum()), float(reward.min()), float(reward.max())]
+    return out
 
 
 def _take_episode(reader: Log, source, item, options, write, bounds):

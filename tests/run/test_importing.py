@@ -1,0 +1,180 @@
+"""`python -m veorl_tf import`: videos become clips, once, whole, the same on every run."""
+
+import json
+import os
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from veorl_tf.__main__ import main
+from veorl_tf.core.errors import UserError
+from veorl_tf.data.episodes import load_episode
+from veorl_tf.data.importers.base import Options
+from veorl_tf.run import datasets, importing
+from veorl_tf.run.importing import Journal, action_scale, import_source
+
+OPTIONS = Options(clip=20, shortest=5)
+
+
+def write_video(path, frames=30, seed=0):
+    """A bright square that wanders over a dark ground: 48 x 64 pixels, 10 frames a second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, bit_rate=4_000_000)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for i in range(frames):
+            picture = np.full((48, 64, 3), 20 + seed, np.uint8)
+            picture[10:30, i : i + 20] = 220
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Two videos of 30 frames and a copy of one of them."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_video(folder / "a.mp4")
+    write_video(folder / "b" / "c.mp4", seed=9)
+    shutil.copy(folder / "a.mp4", folder / "copy.mp4")
+    return folder
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.npz"))}
+
+
+def test_a_folder_of_videos(videos, tmp_path):
+    result = import_source(videos, tmp_path / "out", OPTIONS)
+    assert (result.format, result.items, result.new, result.skipped) == ("video", 2, 2, [])
+    assert result.counts | {"cuts": 0, "still": 0} == result.counts
+    assert (result.counts["frames"], result.counts["clips"], result.counts["kept"]) == (60, 4, 60)
+    names = sorted(contents(tmp_path / "out"))
+    assert [name.rsplit("-", 2)[0] for name in names] == ["a.mp4"] * 2 + ["b_c.mp4"] * 2
+    clips = [load_episode(tmp_path / "out" / name, ("image",))["image"] for name in names]
+    assert [clip.shape for clip in clips] == [(20, 64, 64, 3), (10, 64, 64, 3)] * 2
+    assert np.abs(clips[0][0].astype(int) - clips[0][5]).max() > 100
+    report = json.loads((tmp_path / "out" / "import.json").read_text())
+    assert report["format"] == "video" and report["options"]["clip"] == 20
+    assert "4 episodes of 60 frames from 2 items" in result.text()
+
+
+def test_the_same_bytes_and_nothing_twice(videos, tmp_path):
+    for name in ("one", "two"):
+        import_source(videos, tmp_path / name, OPTIONS, workers=1 if name == "one" else 2)
+    first = contents(tmp_path / "one")
+    assert first == contents(tmp_path / "two") and len(first) == 4
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "one").glob("*.npz")}
+    os.utime(videos / "a.mp4", (1, 1))
+    assert import_source(videos, tmp_path / "one", OPTIONS).new == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "one").glob("*.npz")} == stamps
+
+
+def test_a_source_that_changes(videos, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(videos, source)
+    out = tmp_path / "out"
+    before = import_source(source, out, OPTIONS)
+    (source / "b" / "c.mp4").unlink()
+    write_video(source / "d.mp4", 25, seed=3)
+    after = import_source(source, out, OPTIONS)
+    assert (before.new, after.new, after.items) == (2, 1, 2)
+    assert {name[:5] for name in contents(out)} == {"a.mp4", "d.mp4"}
+    lost = next(out.glob("d.mp4*"))
+    lost.unlink()
+    assert import_source(source, out, OPTIONS).new == 1 and lost.exists()
+    other = import_source(source, out, Options(clip=10, shortest=5))
+    assert other.new == 2 and other.counts["clips"] == 5
+
+
+def test_what_cannot_be_read_is_reported(videos, tmp_path, capfd):
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(videos, source)
+    (source / "text.mp4").write_text("not a video")
+    (source / "zero.avi").touch()
+    whole = (source / "a.mp4").read_bytes()
+    (source / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    assert main(["import", str(source), str(out), "--clip", "20", "--shortest", "5"]) == 3
+    printed = capfd.readouterr().out
+    for name in ("text.mp4", "zero.avi", "cut.mp4"):
+        assert f"left out: {name}: " in printed
+    assert len(contents(out)) == 4 and not list(out.glob(".*.tmp"))
+    report = json.loads((out / "import.json").read_text())
+    assert [name for name, _ in report["left_out"]] == ["cut.mp4", "text.mp4", "zero.avi"]
+    argv = ["import", str(source), str(tmp_path / "other"), "--strict"]
+    assert main([*argv, "--shortest", "5"]) == 2
+    printed = capfd.readouterr().err
+    assert "zero.avi: empty file" in printed and "Traceback" not in printed
+
+
+def test_an_interrupted_import_goes_on(videos, tmp_path, monkeypatch):
+    write_video(tmp_path / "source" / "a.mp4")
+    write_video(tmp_path / "source" / "b.mp4", seed=5)
+    write_video(tmp_path / "source" / "c.mp4", seed=7)
+    add, done = Journal.add, []
+
+    def interrupted(self, of, key, value):
+        add(self, of, key, value)
+        if of == "entries":
+            done.append(key)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_source(tmp_path / "source", tmp_path / "out", OPTIONS)
+    monkeypatch.undo()
+    with open(tmp_path / "out" / importing.JOURNAL, "a") as file:
+        file.write('{"of": "entries", "key": "ab')  # killed while it wrote
+    result = import_source(tmp_path / "source", tmp_path / "out", OPTIONS)
+    assert len(done) == 1 and result.new == 2 and result.items == 3
+    import_source(tmp_path / "source", tmp_path / "whole", OPTIONS)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["nowhere", "out"], ["nowhere", "no such file or folder"]),
+        (["empty", "out"], ["empty", "none of the known formats", "--format"]),
+        (["videos", "out", "--format", "vidoe"], ["--format vidoe", "one of auto, "]),
+        (["videos", "out", "--fit", "7,8"], ["--fit 7,8", "x,y,width,height"]),
+        (["videos", "out", "--clip", "1"], ["--clip 1", "at least 2"]),
+        (["videos", "out", "--shortest", "101"], ["--shortest 101", "--clip 100"]),
+        (["videos", "full"], ["full", "not empty"]),
+        (["videos"], ["OUT is missing"]),
+    ],
+)
+def test_refused_in_one_line(argv, words, videos, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    (tmp_path / "videos").symlink_to(videos)
+    assert main(["import", *argv]) == 2
+    printed = capfd.readouterr().err.strip()
+    assert "\n" not in printed and all(word in printed for word in words), printed
+    assert not (tmp_path / "out").exists() and len(list((tmp_path / "full").iterdir())) == 1
+
+
+def test_training_takes_a_folder_of_videos(videos, tmp_path, tiny_config):
+    flags = {
+        "source_videos": str(videos),
+        "datadir": str(tmp_path),
+        "imports.clip": 20,
+        "imports.shortest": 5,
+    }
+    config = tiny_config("metaworld veorl", flags)
+    datasets.check_given(config)
+    store = datasets.open_store(config, "source")
+    assert len(store) == 60 and store.image_shape == (64, 64, 3)
+    (folder,) = (tmp_path / "imports").iterdir()
+    stamp = next(folder.glob("*.npz")).stat().st_mtime_ns
+    assert len(datasets.open_store(config, "source")) == 60
+    assert next(folder.glob("*.npz")).stat().st_mtime_ns == stamp
+    assert action_scale(folder) == {}
+    with pytest.raises(UserError, match="--target_dataset .*video without actions"):
+        datasets.imported(config, "target", videos)
+    assert datasets.imported(config, "source", folder) == folder

@@ -1,0 +1,199 @@
+"""`python -m veorl_tf inspect SOURCE`: what is in a folder of episodes, or what an import would
+make of foreign data, as a table, warnings and a sheet of pictures. Nothing is imported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from veorl_tf.core import errors
+from veorl_tf.core.config import Config
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.flags import parse_options
+from veorl_tf.core.hardware import cores
+from veorl_tf.core.media import grid, write_png
+from veorl_tf.core.progress import progress
+from veorl_tf.data.importers.base import Footage, Item, Options
+from veorl_tf.data.importers.registry import find
+from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
+from veorl_tf.run.datasets import is_ready
+from veorl_tf.run.importing import IMPORT, IMPORT_HELP, WORK, options_of
+
+PICTURES = 10  # of every item on the sheet
+ROWS = 8  # of the sheet
+SHOWN = 20  # lines on what is left out
+CONSTANT = 0.5  # grey levels by which pictures must differ to count as moving
+SURE = 0.1  # by which a turned picture must be more like the reference
+OWN = {"format", "camera", "split", "image_key", "action_key", "reward_key", "fit", "timeout"}
+INSPECT = {
+    "sheet": "",
+    "items": 20,
+    "reference": "",
+    **{key: value for key, value in IMPORT.items() if key in OWN},
+}
+INSPECT_HELP = {
+    **IMPORT_HELP,
+    "sheet": "file of the contact sheet; empty: contact-sheet.png in this folder",
+    "items": "how many videos or episodes of foreign data are read, evenly spaced; 0: all",
+    "reference": "folder of episodes which the pictures should be the same way up as",
+}
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """`inspect SOURCE`: a table of what it holds, and a contact sheet."""
+    given, options = parse_options(
+        argv,
+        Config(INSPECT),
+        INSPECT_HELP,
+        "python -m veorl_tf inspect SOURCE [--key value ...]",
+        ["SOURCE"],
+    )
+    source = Path(given["SOURCE"])
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder")
+    if options.format == "auto" and is_ready(source):
+        table, pictures = inspect_directory(source), pictures_of(source)
+    else:
+        table, pictures = look(source, options)
+    print(table)
+    if not pictures:
+        raise UserError(f"{source}: nothing in it can be read")
+    if options.reference:
+        for line in compare(pictures, Path(options.reference)):
+            print(f"warning: {line}")
+    sheet = Path(options.sheet or "contact-sheet.png")
+    write_png(sheet, grid(np.concatenate(spaced(pictures, ROWS)), PICTURES))
+    print(f"contact sheet: {sheet}")
+    return 0
+
+
+def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
+    """A table of what an import would find, and pictures `[PICTURES, 64, 64, 3]` of items."""
+    known = asdict(Options())
+    options = options_of(known | {key: flags[key] for key in OWN & set(known)})
+    reader, left_out = find(source, flags.format), []
+    items = list(reader.items(source.absolute(), options, left_out.append))
+    chosen = spaced(items, flags.items or len(items))
+    looks = look_at(reader.name, source.absolute(), chosen, options, flags.timeout)
+    problems = [[p.name, p.reason] for p in left_out] + [
+        x["problem"] for x in looks if x["problem"]
+    ]
+    looks = [one for one in looks if one.get("frames")]
+    rows = [
+        ("source", str(source)),
+        ("format", f"{reader.name}: {reader.about}"),
+        ("items", f"{len(items):,}, of which {len(chosen):,} were read"),
+    ]
+    if looks:
+        rows += footage_rows(looks) if isinstance(reader, Footage) else log_rows(looks)
+    rows.append(("left out", str(len(problems))))
+    rows += [("", f"{name}: {reason}") for name, reason in sorted(problems)[:SHOWN]]
+    if len(problems) > SHOWN:
+        rows.append(("", f"and {len(problems) - SHOWN} more"))
+    rows += [("warning", text) for text in warnings(looks)]
+    width = max(len(name) for name, _ in rows)
+    text = "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+    return text, [padded(one["pictures"], PICTURES) for one in looks]
+
+
+def look_at(format: str, source: Path, items: Sequence[Item], options: Options, timeout: float):
+    """What is in each item, in their order."""
+    from envs.workers import WorkerFailure, run_jobs
+
+    common = {"format": format, "source": str(source), "options": asdict(options)}
+    jobs = [{**common, "item": asdict(item), "pictures": PICTURES} for item in items]
+    workers = max(1, min(cores(), len(jobs)))
+    results = run_jobs(f"{WORK}:look_at_item", jobs, workers, timeout, rendering=False)
+    looks: dict[int, dict] = {}
+    with closing(results), progress(len(jobs), 0, f"reading {source.name}", "items") as bar:
+        for index, result in results:
+            if isinstance(result, WorkerFailure):
+                result = {"problem": [items[index].name, f"its reader failed: {result.reason}"]}
+            if "error" in result:
+                kind, text = result["error"]
+                raise getattr(errors, kind)(text)
+            looks[index] = result
+            bar.update()
+    return [looks[index] for index in sorted(looks)]
+
+
+def footage_rows(looks: Sequence[dict]) -> list[tuple[str, str]]:
+    seconds = np.array([one["seconds"] for one in looks])
+    frames = np.array([one["frames"] for one in looks])
+    return [
+        ("frames", f"{frames.sum():,}; {spread(frames, '{:.0f}')}"),
+        ("seconds", spread(seconds, "{:.1f}")),
+        ("pictures", sizes(looks)),
+        ("actions", "none: source videos"),
+    ]
+
+
+def log_rows(looks: Sequence[dict]) -> list[tuple[str, str]]:
+    frames = np.array([one["frames"] for one in looks])
+    rows = [
+        ("frames", f"{frames.sum():,}; {spread(frames, '{:.0f}')}"),
+        ("pictures", sizes(looks)),
+        ("keys", ", ".join(sorted({key for one in looks for key in one["keys"]}))),
+    ]
+    ranges = [one for one in looks if "low" in one]
+    if ranges:
+        low = np.min([one["low"] for one in ranges], 0)
+        high = np.max([one["high"] for one in ranges], 0)
+        text = ", ".join(f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True))
+        rows.append(("action", f"{len(low)} numbers: {text}"))
+    rewards = np.array([one["rewards"] for one in looks if "rewards" in one])
+    if len(rewards):
+        rows.append(("return", spread(rewards[:, 0], "{:.2f}")))
+        rows.append(("reward", f"{rewards[:, 1].min():.4g} to {rewards[:, 2].max():.4g}"))
+    return rows
+
+
+def warnings(looks: Sequence[dict]) -> list[str]:
+    """What a user should know before training on it."""
+    found = []
+    still = sum(np.ptp(np.asarray(one["pictures"]), 0).max() <= CONSTANT for one in looks)
+    if still:
+        found.append(f"{still} of {len(looks)} items show the same picture throughout")
+    logs = [one for one in looks if "keys" in one]
+    without = sum("rewards" not in one for one in logs)
+    if without:
+        found.append(f"{without} of {len(logs)} episodes have no rewards: source videos only")
+    beyond = [one for one in logs if "low" in one and max(map(abs, one["low"] + one["high"])) > 1]
+    if beyond:
+        found.append("actions leave -1 to 1; an import scales them")
+    return found
+
+
+def compare(pictures: Sequence[np.ndarray], reference: Path) -> list[str]:
+    """Whether the mean picture is more like the reference's when it is turned."""
+    one, two = (np.concatenate(p).mean((0, 3)) for p in (pictures, pictures_of(reference)))
+    turned = {
+        "": one,
+        "mirrored left to right": one[:, ::-1],
+        "upside down": one[::-1],
+        "turned by half": one[::-1, ::-1],
+    }
+    likeness = {name: np.corrcoef(x.ravel(), two.ravel())[0, 1] for name, x in turned.items()}
+    best = max(likeness, key=likeness.get)
+    if likeness[best] > likeness[""] + SURE:
+        return [
+            f"the pictures are {best} against {reference}: their mean agrees with its by "
+            f"{likeness[best]:.2f} then, by {likeness['']:.2f} as they are"
+        ]
+    return []
+
+
+def pictures_of(folder: Path) -> list[np.ndarray]:
+    """Pictures `[PICTURES, H, W, 3]` of some episodes of a folder."""
+    return [padded(row, PICTURES) for row in contact_pictures(folder, ROWS, PICTURES)]
+
+
+def sizes(looks: Sequence[dict]) -> str:
+    """Widths and heights, the most frequent first."""
+    counts = Counter(f"{one['shape'][1]}x{one['shape'][0]}" for one in looks)
+    return ", ".join(f"{size} in {count}" for size, count in counts.most_common())
