@@ -87,7 +87,7 @@ def test_a_source_that_changes(videos, tmp_path):
     lost.unlink()
     assert import_source(source, out, OPTIONS).new == 1 and lost.exists()
     other = import_source(source, out, Options(clip=10, shortest=5))
-    assert other.new == 2 and other.counts["clips"] == 5
+    assert other.new == 2 and other.counts["clips"] == 6
 
 
 def test_what_cannot_be_read_is_reported(videos, tmp_path, capfd):

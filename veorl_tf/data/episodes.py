@@ -83,9 +83,8 @@ def save_episode(
     """
     arrays = {key: _stored(np.asarray(value)) for key, value in episode.items()}
     headers = {key: (array.shape, array.dtype) for key, array in arrays.items()}
-    length = _check_headers(
-        Path(directory) / (name or "episode"), headers, "target" if "action" in arrays else "source"
-    )
+    kind = "target" if {"action", "reward"} <= set(arrays) else "source"
+    length = _check_headers(Path(directory) / (name or "episode"), headers, kind)
     for key, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DamagedEpisode(

@@ -23,11 +23,15 @@ MAX_BYTES = 1 << 32  # of one array of an episode
 
 
 class Unreadable(Exception):
-    """Something in a source is not imported: the message says why, `name` where it is."""
+    """Something in a source is not imported: `reason` says why, `name` where it is; empty, it is
+    the item at hand. Passes between processes."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason}")
+        super().__init__(name, reason)
         self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.name else self.reason
 
 
 @dataclass(frozen=True)
@@ -138,21 +142,24 @@ class Log(Reader):
 
 def aligned(arrays: Mapping[str, Any], alignment: Alignment) -> dict[str, np.ndarray]:
     """`action`, `reward`, `discount` and `success` as episodes store them: row t came with image t,
-    row 0 with the reset. Of n `leaving` rows the last led to no image and is dropped."""
+    row 0 with the reset. Of n `leaving` rows the last led to no image and is dropped. Raises
+    Unreadable when there are more or fewer rows than images need."""
     count, out = len(arrays["image"]), {}
 
     def arrived(key: str, kind: str) -> np.ndarray:
-        rows = np.asarray(arrays[key], np.float32)
+        rows = np.array(arrays[key], np.float32)
+        if len(rows) != count and (kind == "arriving" or len(rows) != count - 1):
+            raise Unreadable("", f"{len(rows)} rows of {key} for {count} images")
         if kind == "arriving":
             return rows
-        return np.concatenate([np.zeros_like(rows[:1]), rows])[:count]
+        return np.concatenate([np.zeros((1, *rows.shape[1:]), np.float32), rows])[:count]
 
     for key in ("action", "reward", "success"):
         if key in arrays:
             out[key] = arrived(key, alignment.action if key == "action" else alignment.reward)
     for key in ("action", "reward"):
         if key in out:
-            out[key] = np.concatenate([np.zeros_like(out[key][:1]), out[key][1:]])
+            out[key][:1] = 0
     if "terminal" in arrays:
         out["discount"] = 1 - (arrived("terminal", alignment.terminal) > 0).astype(np.float32)
     return out
@@ -164,40 +171,53 @@ def scaled(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     span = np.where(high > low, high - low, 1.0)
     moved = np.where(high > low, 2 * (action - low) / span - 1, 0.0)
-    moved[0] = 0
+    moved[:1] = 0
     return np.clip(moved, -1, 1).astype(np.float32)
 
 
 def inside(source: Path, name: str) -> Path:
     """The file of that relative name. Raises Unreadable when it is none of the source's: an
     absolute name, or one that climbs out, through links too."""
+    if not isinstance(name, str):
+        raise Unreadable(str(name), "no file's name")
     root = source if source.is_dir() else source.parent
     path = root / name
-    if os.path.isabs(name) or not path.resolve().is_relative_to(root.resolve()):
-        raise Unreadable(str(name), "lies outside of the source")
-    if not path.is_file():
-        raise Unreadable(str(name), "no such file")
+    try:
+        real = Path(os.path.realpath(path))
+    except ValueError:  # a zero byte, or half of a surrogate pair
+        raise Unreadable(repr(name), "no file's name") from None
+    if os.path.isabs(name) or not real.is_relative_to(os.path.realpath(root)):
+        raise Unreadable(name, "lies outside of the source")
+    if not os.path.isfile(path):
+        raise Unreadable(name, "no such file")
     return path
 
 
 def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders of a source with the names of their files, both in natural order. Links to folders
-    are followed once: a loop ends. Hidden files and folders are passed by."""
+    are followed once: a loop ends. What is hidden, or neither a folder nor a file, is passed by."""
     seen: set[str] = set()
-    for folder, folders, files in os.walk(source, followlinks=True):
+    waiting = [source]
+    while waiting:
+        folder = waiting.pop()
         real = os.path.realpath(folder)
         if real in seen:
-            folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted((name for name in folders if name[0] != "."), key=natural)
-        yield Path(folder), sorted((name for name in files if name[0] != "."), key=natural)
+        try:
+            names = sorted((n for n in os.listdir(folder) if n[0] != "."), key=natural)
+        except OSError:  # a file, a folder that may not be read, or one too deep to be named
+            continue
+        folders = [name for name in names if os.path.isdir(folder / name)]
+        waiting += [folder / name for name in reversed(folders)]
+        yield folder, [name for name in names if os.path.isfile(folder / name)]
 
 
 def natural(name: str) -> list:
     """A key for sorting: runs of digits count as numbers, so that im_9 comes before im_10."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
+    parts = re.split(r"([0-9]+)", name)
+    numbers = [part.lstrip("0") for part in parts]
+    return [(len(n), n, part) if i % 2 else part for i, (n, part) in enumerate(zip(numbers, parts))]
 
 
 def relative(source: Path, path: Path) -> str:

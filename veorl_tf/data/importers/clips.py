@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from veorl_tf.data.importers.base import Frame, Options
+from veorl_tf.data.importers.base import Frame, Options, Unreadable
 from veorl_tf.data.importers.pictures import Fit
 
-HOLD = 10.0
+HOLD = 10.0  # seconds that a frame is repeated, at most
+ROUNDED = 1e-3  # seconds by which containers round times
 
 
 @dataclass
@@ -22,32 +23,42 @@ class Counts:
     clips: int = 0
     kept: int = 0
     still: int = 0  # frames without movement, left out
-    short: int = 0  # frames of clips that are shorter than the window
+    short: int = 0  # frames of clips that are too short, left out
     cuts: int = 0
 
 
-def steady(frames: Iterator[Frame], fps: float, first: int = 0) -> Iterator[Frame]:
-    """Frames at the times k / fps, k >= `first`: for each the newest frame that had begun by then.
-    Slow footage repeats frames, but none for longer than `HOLD` seconds, fast footage leaves some
-    out; 0 keeps all as they are."""
+def steady(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
+    """Frames at the times k / fps: for each the newest frame that had begun by then. Slow footage
+    repeats frames, but none for longer than `HOLD` seconds, fast footage leaves some out. The last
+    frame lasts as long as the one before. 0 keeps all as they are."""
     if not fps:
         yield from frames
         return
-    slack, k, before = 1e-3 / fps, first, None
+
+    def due(time: float) -> int:
+        return math.ceil((time - ROUNDED) * fps)  # the first k that is not before
+
+    def shown(frame: Frame, until: float) -> Iterator[Frame]:
+        for k in range(due(frame.time), due(min(until, frame.time + HOLD))):
+            yield Frame(k / fps, frame.picture)
+
+    before, lasted = None, 1 / fps
     for frame in frames:
-        if before is None or frame.time - before.time > HOLD:
-            k = max(k, math.ceil((frame.time - slack) * fps))
-        while before is not None and frame.time > k / fps + slack:
-            yield Frame(k / fps, before.picture)
-            k += 1
+        if before is not None:
+            yield from shown(before, frame.time)
+            lasted = max(frame.time - before.time, 0) or lasted
         before = frame
-    if before is not None and before.time <= k / fps + slack:
-        yield Frame(k / fps, before.picture)
+    if before is not None:
+        yield from shown(before, before.time + lasted)
 
 
-def clips(frames: Iterator[Frame], options: Options, counts: Counts) -> Iterator[np.ndarray]:
-    """Clips uint8 `[n, size, size, 3]`, shortest <= n <= clip, of steady frames."""
-    fit, clip, last, still = Fit(options), [], None, 0
+def clips(frames: Iterable[Frame], options: Options, counts: Counts) -> Iterator[np.ndarray]:
+    """Clips uint8 `[n, size, size, 3]`, shortest <= n <= clip, of steady frames.
+
+    A picture that cannot be read ends its clip, and damage of the footage ends them all; Unreadable
+    is raised when everything good has been given.
+    """
+    clip, last, still, problems = [], None, 0, []
     patience = max(2, round(options.fps or 10))  # frames without movement until a clip ends
 
     def finished() -> Iterator[np.ndarray]:
@@ -59,28 +70,54 @@ def clips(frames: Iterator[Frame], options: Options, counts: Counts) -> Iterator
             counts.short += len(clip)
         clip.clear()
 
-    for frame in frames:
-        picture = fit(frame.picture())
+    for picture in _fitted(frames, Fit(options), problems):
+        if picture is None:
+            yield from finished()
+            last = None
+            continue
         counts.frames += 1
         change = 1.0 if last is None else difference(last, picture)
         if last is not None and options.cut and change > options.cut:
             counts.cuts += 1
-            still = 0
             yield from finished()
         last = picture
-        still = still + 1 if options.still and change < options.still else 0
-        if still >= patience:
+        still = still + 1 if change < options.still else 0
+        if still < patience:
+            clip.append(picture)
+            if len(clip) == options.clip:
+                yield from finished()
+        else:
             # What did not move is no part of the clip, however long it already was.
-            surplus = min(still - 1, len(clip))
-            counts.still += 1 + surplus
-            del clip[len(clip) - surplus :]
-            yield from finished()
-            still = 1
-            continue
-        clip.append(picture)
-        if len(clip) == options.clip:
+            moving = max(0, len(clip) - (still - 1))
+            counts.still += 1 + len(clip) - moving
+            del clip[moving:]
             yield from finished()
     yield from finished()
+    if problems:
+        others = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+        raise Unreadable(problems[0].name, problems[0].reason + others)
+
+
+def _fitted(
+    frames: Iterable[Frame], fit: Fit, problems: list[Unreadable]
+) -> Iterator[np.ndarray | None]:
+    """Frames' pictures, a repeated one made once; None for one that cannot be read. The footage's
+    own damage, and a picture that does not fit, end them."""
+    source = picture = None
+    try:
+        for frame in frames:
+            if frame.picture is not source:
+                source = frame.picture
+                try:
+                    picture = source()
+                except Unreadable as problem:
+                    problems.append(problem)
+                    picture = None
+                else:
+                    picture = fit(picture)
+            yield picture
+    except Unreadable as problem:
+        problems.append(problem)
 
 
 def difference(one: np.ndarray, two: np.ndarray) -> float:

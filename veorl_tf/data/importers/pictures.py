@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.importers.base import MAX_PIXELS, Options, Unreadable
@@ -16,15 +18,18 @@ MOVING = (".gif", ".webp")
 # What PIL raises on files that are damaged or no pictures.
 READ_ERRORS = (
     Image.DecompressionBombError,
-    OSError,
-    ValueError,
-    SyntaxError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
     EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
+    LookupError,
     MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
 )
 
 
@@ -37,7 +42,7 @@ class Fit:
         self.mirror, self.flip = options.mirror, options.flip
         self.box = None
         if self.fit not in ("crop", "letterbox", "stretch"):
-            if not re.fullmatch(r"\d+,\d+,\d+,\d+", self.fit):
+            if not re.fullmatch(r"\d{1,9}(,\d{1,9}){3}", self.fit):
                 raise UserError(f"--fit {self.fit}: crop, letterbox, stretch, or x,y,width,height")
             self.box = tuple(int(number) for number in self.fit.split(","))
             if 0 in self.box[2:]:
@@ -50,11 +55,11 @@ class Fit:
             if x + w > width or y + h > height:
                 raise Unreadable("", f"--fit {self.fit} is not within {width}x{height} pixels")
             picture = picture[y : y + h, x : x + w]
-        elif self.fit == "crop" and height != width:
+        elif self.fit == "crop":
             side = min(height, width)
             top, left = (height - side) // 2, (width - side) // 2
             picture = picture[top : top + side, left : left + side]
-        if self.fit == "letterbox" and height != width:
+        if self.fit == "letterbox":
             picture = self._letterboxed(picture)
         else:
             picture = resized(picture, self.size, self.size)
@@ -75,31 +80,41 @@ class Fit:
 
 
 def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`[H, W, 3]` to `[height, width, 3]`; the same array if it has that size."""
+    """`[H, W, 3]` to `[height, width, 3]`: averaged over areas along the axes that shrink, then
+    bilinear along those that grow; the same array if it has that size."""
     import cv2
 
-    if picture.shape[:2] == (height, width):
-        return picture
-    shrinks = height <= picture.shape[0] and width <= picture.shape[1]
-    return cv2.resize(
-        picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
+    smaller = min(height, picture.shape[0]), min(width, picture.shape[1])
+    for shape, how in ((smaller, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
+        if picture.shape[:2] != shape:
+            picture = cv2.resize(picture, shape[::-1], interpolation=how)
+    return picture
 
 
 def load_picture(path: Path, name: str) -> np.ndarray:
     """A picture file as uint8 `[H, W, 3]`, upright as its EXIF says. Raises Unreadable."""
-    with open(path, "rb") as file:
-        return decode_picture(file, name)
+    try:
+        with open(path, "rb") as file:
+            return decode_picture(file, name)
+    except OSError as error:
+        raise Unreadable(name, error.strerror or str(error)) from None
 
 
 def decode_picture(file, name: str) -> np.ndarray:
     """As `load_picture`, of a binary file object."""
+    formats = ("JPEG", "PNG")
     try:
-        with Image.open(file, formats=("JPEG", "PNG")) as image:
-            check_pixels(name, *image.size)
-            return composed(ImageOps.exif_transpose(image))
-    except Unreadable:
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=formats) as image:
+                check_pixels(name, *image.size)
+                image.verify()  # checksums of PNG, which decoding passes by
+            file.seek(0)
+            with Image.open(file, formats=formats) as image:
+                ImageOps.exif_transpose(image, in_place=True)
+                return composed(image)
+    except UnidentifiedImageError:
+        raise Unreadable(name, "no whole JPEG or PNG picture") from None
     except READ_ERRORS as error:
         raise Unreadable(name, f"no whole picture ({error})") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from veorl_tf.core.errors import MACHINE_ERRNOS, MachineError, UserError, one_li
 from veorl_tf.data.episodes import DamagedEpisode, save_episode
 from veorl_tf.data.importers.base import (
     Footage,
-    Frame,
     Item,
     Log,
     Options,
@@ -118,20 +116,37 @@ class _Writer:
 
 
 def _take_footage(reader: Footage, source, item, options, write, bounds):
-    counts, problems = Counts(), []
-
-    def until_damage() -> Iterator[Frame]:
-        try:
-            yield from reader.frames(source, item, options)
-        except Unreadable as problem:
-            problems.append(problem)
-
+    counts, frames = Counts(), reader.frames(source, item, options)
     try:
-        for clip in clips(steady(until_damage(), options.fps), options, counts):
+        for clip in clips(steady(frames, options.fps), options, counts):
             write({"image": clip})
-    except Unreadable as problem:  # a picture that does not fit
-        problems.append(problem)
-    return counts, problems[0] if problems else None
+    except Unreadable as problem:
+        return counts, problem
+    return counts, None
+
+
+def _take_episode(reader: Log, source, item, options, write, bounds):
+    counts = Counts()
+    try:
+        arrays = reader.episode(source, item, options)
+        if not len(arrays["image"]):
+            raise Unreadable(item.name, "no pictures")
+        fit = Fit(options)
+        image = np.stack([fit(picture) for picture in arrays["image"]])
+        out = {"image": image, **aligned(arrays, reader.alignment)}
+        if bounds is not None and "action" in out:
+            out["action"] = scaled(out["action"], *bounds)
+        counts.frames = len(image)
+        if len(image) < options.shortest:
+            counts.short = len(image)
+            return counts, None
+        write(out)
+    except Unreadable as problem:
+        return counts, problem
+    except DamagedEpisode as problem:
+        return counts, Unreadable(item.name, problem.reason)
+    counts.clips, counts.kept = 1, len(image)
+    return counts, None
 
 
 def _look_at_footage(reader: Footage, source, item, options, pictures) -> dict:
@@ -175,25 +190,3 @@ def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
         reward = np.asarray(arrays["reward"], np.float64)
         out["rewards"] = [float(reward.sum()), float(reward.min()), float(reward.max())]
     return out
-
-
-def _take_episode(reader: Log, source, item, options, write, bounds):
-    counts = Counts()
-    try:
-        arrays = reader.episode(source, item, options)
-        fit = Fit(options)
-        image = np.stack([fit(picture) for picture in arrays["image"]])
-        out = {"image": image, **aligned(arrays, reader.alignment)}
-        if bounds is not None and "action" in out:
-            out["action"] = scaled(out["action"], *bounds)
-        counts.frames = len(image)
-        if len(image) < options.shortest:
-            counts.short = len(image)
-            return counts, None
-        write(out)
-    except Unreadable as problem:
-        return counts, problem
-    except DamagedEpisode as problem:
-        return counts, Unreadable(item.name, problem.reason)
-    counts.clips, counts.kept = 1, len(image)
-    return counts, None

@@ -1,0 +1,524 @@
+"""LeRobot datasets, versions 2.0, 2.1 and 3.0.
+
+    meta/info.json         version, fps, features (name: dtype, shape), templates of the paths
+
+    2.x  meta/episodes.jsonl                          a line per episode: episode_index, length
+         meta/stats.json (2.0), meta/episodes_stats.jsonl (2.1)
+         data/chunk-000/episode_000000.parquet        a row per frame
+         videos/chunk-000/KEY/episode_000000.mp4
+    3.0  meta/episodes/chunk-000/file-000.parquet     a row per episode: in which files it lies, and
+         meta/stats.json                              from when to when in the videos
+         data/chunk-000/file-000.parquet              the rows of many episodes
+         videos/KEY/chunk-000/file-000.mp4            many episodes, one after the other
+
+Pictures are frames of videos, found by the rows' timestamps, or lie in the table as PNG files.
+
+Alignment: a row holds what was observed, the action then chosen, and next.reward, next.done and
+next.success, which followed. Of a plain `reward` the same is assumed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import numpy as np
+
+from veorl_tf.core.arrays import READ_ERRORS
+from veorl_tf.core.errors import UserError
+from veorl_tf.data.importers.base import (
+    MAX_BYTES,
+    Alignment,
+    Frame,
+    Item,
+    Log,
+    Unreadable,
+    inside,
+    needs,
+    one_of,
+    relative,
+    walk,
+)
+from veorl_tf.data.importers.rlds import Encoded, only
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+INFO = "meta/info.json"
+MAX_TABLE = 1 << 28  # bytes of a JSON file
+MAX_LENGTH = 1 << 24  # frames of an episode
+MAX_BEGIN = 1e7  # seconds into a video
+BATCH = 64  # rows read in one go
+NUMBER = re.compile(r"u?int\d+|float\d+|bool")
+NEXT = {
+    "reward": ("next.reward", "reward"),
+    "terminal": ("next.done",),
+    "success": ("next.success",),
+}
+
+
+class LeRobot(Log):
+    """An item is an episode."""
+
+    name = "lerobot"
+    about = "LeRobot datasets 2.0, 2.1 and 3.0 (parquet and mp4)"
+    alignment = Alignment("leaving", "leaving", "leaving")
+
+    def detect(self, source):
+        try:
+            with open(source / INFO, "rb") as file:
+                return b'"codebase_version"' in file.read(1 << 16)
+        except OSError:
+            return False
+
+    def items(self, source, options, leave_out):
+        info = _Info.read(source, options, leave_out)
+        list_ = _episodes_v3 if info.version == "v3.0" else _episodes_v2
+        seen: set[int] = set()
+        for episode in list_(source, info, leave_out):
+            if episode.index in seen:
+                leave_out(Unreadable(episode.name, "is listed twice"))
+                continue
+            seen.add(episode.index)
+            if not info.has(episode.index):
+                continue
+            files = [info.path("data_path", **episode.data)]
+            if info.video:
+                files.append(info.path("video_path", video_key=info.image, **episode.video))
+            try:
+                for name in files:
+                    inside(source, name)
+            except Unreadable as problem:
+                leave_out(problem)
+                continue
+            spec = {"episode": episode.index, "length": episode.length, "begin": episode.begin}
+            yield Item(episode.name, tuple(files), {**spec, **info.spec})
+        if _whole(info.episodes) and len(seen) != info.episodes:
+            leave_out(
+                Unreadable(INFO, f"tells of {info.episodes} episodes, where {len(seen)} are listed")
+            )
+
+    def episode(self, source, item, options):
+        spec, where = item.spec, f"{item.files[0]}, {item.name}"
+        video = len(item.files) > 1
+        more = "timestamp" if video else spec["image"]
+        table = _rows(source, item, [*spec["columns"].values(), more])
+        arrays = _numbers(table, item, where)
+        if not video:
+            return {**arrays, "image": Encoded(_encoded(table.column(spec["image"]), where), where)}
+        times = _column(table, "timestamp", where, 1)[:, 0].astype(np.float64)
+        if (np.diff(times) <= 0).any() or times[0] < 0:
+            raise Unreadable(where, "its timestamps do not grow")
+        path = inside(source, item.files[1])
+        pictures = _Shown(path, item.files[1], times, spec["begin"], 0.5 / spec["fps"])
+        return {**arrays, "image": pictures}
+
+    def numbers(self, source, item, options):
+        action = [column for what, column in item.spec["columns"].items() if what == "action"]
+        where = f"{item.files[0]}, {item.name}"
+        return _numbers(_rows(source, item, action), item, where) if action else {}
+
+
+@dataclass(frozen=True)
+class _Info:
+    """What meta/info.json says, and what the options choose of it."""
+
+    source: Path
+    version: str
+    episodes: Any  # how many, if it says so
+    chunk: int  # episodes per folder of version 2
+    templates: Mapping[str, str]
+    image: str  # feature
+    video: bool  # whether it is one, or pictures in the table
+    range_: range | None  # of the chosen split
+    spec: Mapping[str, Any]  # what is the same for all items
+
+    @classmethod
+    def read(cls, source: Path, options, leave_out) -> _Info:
+        """Raises UserError."""
+        try:
+            info = _json(source, INFO)
+        except Unreadable as problem:
+            raise UserError(f"{source}: {problem}") from None
+        info = info if isinstance(info, dict) else {}
+        version, features, fps = (info.get(k) for k in ("codebase_version", "features", "fps"))
+        if version not in VERSIONS:
+            raise UserError(f"{source}: {INFO}: version {version}; {', '.join(VERSIONS)} are read")
+        if not isinstance(features, dict) or not all(
+            isinstance(f, dict) and isinstance(f.get("dtype"), str) for f in features.values()
+        ):
+            raise UserError(f"{source}: {INFO}: `features` is no table of features")
+        if not isinstance(fps, (int, float)) or not 0 < fps <= 1e4:
+            raise UserError(f"{source}: {INFO}: fps {fps}")
+        chunk = info.get("chunks_size", 1000)
+        if not _whole(chunk, 1):
+            raise UserError(f"{source}: {INFO}: chunks_size {chunk}")
+        image = _camera(features, source, options)
+        columns = _columns(features, source, options)
+        spec = {"fps": fps, "image": image, "columns": columns}
+        if "action" in columns:
+            spec["bounds"] = _bounds(source, columns["action"], leave_out)
+        return cls(
+            source,
+            version,
+            info.get("total_episodes"),
+            chunk,
+            info,
+            image,
+            features[image]["dtype"] == "video",
+            _split(info.get("splits"), source, options),
+            spec,
+        )
+
+    def has(self, episode: int) -> bool:
+        return self.range_ is None or episode in self.range_
+
+    def path(self, key: str, **fields: int | str) -> str:
+        """A file's name by a template, in which fields alone may be named. Raises UserError."""
+        template = self.templates.get(key)
+        wrong = UserError(
+            f"{self.source}: {INFO}: {key} {template!r}; text with {', '.join(fields)} expected"
+        )
+        if not isinstance(template, str):
+            raise wrong
+        name = ""
+        try:
+            for text, field, spec, conversion in Formatter().parse(template):
+                name += text
+                if field is None:
+                    continue
+                valid = r"" if field == "video_key" else r"(0?\d{1,2}d)?"
+                if field not in fields or conversion or not re.fullmatch(valid, spec):
+                    raise wrong
+                name += format(fields[field], spec)
+        except ValueError:
+            raise wrong from None
+        return name
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """An episode's place: fields of the templates, and when it begins in its video."""
+
+    index: int
+    length: int
+    data: Mapping[str, int]
+    video: Mapping[str, int]
+    begin: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"episode_{self.index:06d}"
+
+
+def _episodes_v2(source: Path, info: _Info, leave_out) -> Iterator[_Episode]:
+    table = "meta/episodes.jsonl"
+    try:
+        entries = list(_json_lines(source, table, leave_out))
+    except Unreadable as problem:
+        raise UserError(f"{source}: {problem}") from None
+    for where, entry in entries:
+        index, length = (entry.get(key) for key in ("episode_index", "length"))
+        if not _whole(index) or not _whole(length, 1, MAX_LENGTH):
+            leave_out(Unreadable(where, f"episode {index} of {length} frames"))
+            continue
+        fields = {"episode_chunk": index // info.chunk, "episode_index": index}
+        yield _Episode(index, length, fields, fields)
+
+
+def _episodes_v3(source: Path, info: _Info, leave_out) -> Iterator[_Episode]:
+    keys = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    if info.video:
+        wanted = ("chunk_index", "file_index", "from_timestamp")
+        keys += [f"videos/{info.image}/{key}" for key in wanted]
+    tables = [
+        relative(source, folder / name)
+        for folder, names in walk(source / "meta" / "episodes")
+        for name in names
+        if name.endswith(".parquet")
+    ]
+    if not tables:
+        raise UserError(f"{source}: meta/episodes: no tables of episodes")
+    for name in tables:
+        try:
+            rows = _read(inside(source, name), name, keys).to_pylist()
+        except Unreadable as problem:
+            leave_out(problem)
+            continue
+        for line, row in enumerate(rows):
+            index, length, *places = (row[key] for key in keys)
+            begin = places.pop() if info.video else 0.0
+            if (
+                not all(_whole(number) for number in (index, *places))
+                or not _whole(length, 1, MAX_LENGTH)
+                or not isinstance(begin, (int, float))
+                or not 0 <= begin < MAX_BEGIN
+            ):
+                leave_out(Unreadable(f"{name}, row {line}", f"tells of no episode ({row})"))
+                continue
+            pairs = (places[:2], places[2:])
+            data, video = (dict(zip(("chunk_index", "file_index"), pair)) for pair in pairs)
+            yield _Episode(index, length, data, video, float(begin))
+
+
+def _camera(features: Mapping[str, Any], source: Path, options) -> str:
+    """The feature with the pictures: the chosen one, or the only one that is no depth map."""
+    cameras = [key for key, f in features.items() if f["dtype"] in ("video", "image")]
+    if options.image_key:
+        one_of("image_key", options.image_key, cameras)
+        return options.image_key
+    return only([key for key in cameras if not _depth(features[key])], source, "camera")
+
+
+def _depth(feature: Mapping[str, Any]) -> bool:
+    tables = [feature.get(key) for key in ("info", "video_info")]
+    return any(isinstance(t, dict) and t.get("video.is_depth_map") for t in tables)
+
+
+def _columns(features: Mapping[str, Any], source: Path, options) -> dict[str, str]:
+    """Names of the columns of action, reward, terminal and success, as far as there are any."""
+    numbers = [key for key, f in features.items() if NUMBER.fullmatch(f["dtype"])]
+    columns = {}
+    for what, chosen in (("action", options.action_key), ("reward", options.reward_key)):
+        if chosen:
+            one_of(f"{what}_key", chosen, numbers)
+            columns[what] = chosen
+    if "action" in numbers:
+        columns.setdefault("action", "action")
+    similar = [key for key in numbers if key.startswith("action")]
+    if similar and "action" not in columns:
+        raise UserError(f"{source}: no `action`; --action_key one of {', '.join(similar)}")
+    for what, names in NEXT.items():
+        for name in names:
+            if name in numbers:
+                columns.setdefault(what, name)
+    return columns
+
+
+def _split(splits: Any, source: Path, options) -> range | None:
+    """Episodes of the chosen split, of info.json's "splits": {"train": "0:50"}."""
+    if not options.split:
+        return None
+    splits = splits if isinstance(splits, dict) else {}
+    one_of("split", options.split, splits)
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(splits[options.split]))
+    if not match:
+        raise UserError(f"{source}: {INFO}: split {options.split}: a:b expected")
+    return range(int(match[1]), int(match[2]))
+
+
+def _bounds(source: Path, action: str, leave_out) -> list[list[float]] | None:
+    """Lowest and highest actions in the statistics. These are measured: within -1 to 1 they stand
+    for that range."""
+    name, lines = "meta/stats.json", "meta/episodes_stats.jsonl"
+    try:
+        if (source / name).is_file():
+            tables = [_json(source, name)]
+        elif (source / lines).is_file():
+            name = lines
+            tables = [entry["stats"] for _, entry in _json_lines(source, lines, leave_out)]
+        else:
+            return None
+        low = np.array([np.ravel(table[action]["min"]) for table in tables], np.float64).min(0)
+        high = np.array([np.ravel(table[action]["max"]) for table in tables], np.float64).max(0)
+        if low.shape != high.shape or not np.isfinite([low, high]).all() or (low > high).any():
+            raise ValueError(f"{low} to {high}")
+        if max(-low.min(), high.max()) <= 1 + 1e-3:
+            low, high = -np.ones_like(low), np.ones_like(high)
+        return [low.tolist(), high.tolist()]
+    except Unreadable as problem:
+        leave_out(problem)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        leave_out(Unreadable(name, f"gives no range of {action} ({error!r})"))
+    return None
+
+
+def _json(source: Path, name: str) -> Any:
+    """A JSON file's content. Raises Unreadable."""
+    try:
+        return json.loads(_bytes(source, name))
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(name, f"cannot be read as JSON ({error})") from None
+
+
+def _json_lines(source: Path, name: str, leave_out) -> Iterator[tuple[str, dict]]:
+    """Place and content of every line, of those that are tables. Raises Unreadable."""
+    for number, line in enumerate(_bytes(source, name).splitlines(), 1):
+        where = f"{name}, line {number}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            entry = None
+        if isinstance(entry, dict):
+            yield where, entry
+        elif line.strip():
+            leave_out(Unreadable(where, "no JSON table"))
+
+
+def _bytes(source: Path, name: str) -> bytes:
+    path = inside(source, name)
+    try:
+        if path.stat().st_size > MAX_TABLE:
+            raise Unreadable(name, f"more than {MAX_TABLE:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unreadable(name, error.strerror or str(error)) from None
+
+
+def _rows(source: Path, item: Item, columns: Iterable[str]) -> Any:
+    """An episode's rows of some columns, a pyarrow.Table."""
+    name, spec = item.files[0], item.spec
+    names = list(dict.fromkeys(["episode_index", *columns]))
+    table = _read(inside(source, name), name, names, spec["episode"])
+    if len(table) != spec["length"]:
+        found = f"{len(table)} rows, where {spec['length']} are listed"
+        raise Unreadable(f"{name}, {item.name}", found)
+    return table
+
+
+def _read(path: Path, name: str, columns: list[str], episode: int | None = None) -> Any:
+    """A Parquet file's rows, of one episode or all, as a pyarrow.Table. Read in pieces, so that a
+    small file cannot become endless rows. Raises Unreadable."""
+    pq, pa = (needs(package, "LeRobot data") for package in ("pyarrow.parquet", "pyarrow"))
+    batches, size = [], 0
+    try:
+        with pq.ParquetFile(str(path), page_checksum_verification=True) as file:
+            for column in columns:
+                if file.schema_arrow.names.count(column) != 1:
+                    raise Unreadable(name, f"column {column} is missing")
+            groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata, g, episode)]
+            for batch in file.iter_batches(BATCH, groups, columns, use_threads=False):
+                batch = batch.select(columns)
+                if episode is not None:
+                    indices = batch.column("episode_index").to_numpy(zero_copy_only=False)
+                    batch = batch.filter(pa.array(indices == episode))
+                batches.append(batch)
+                size += batch.nbytes
+                if size > MAX_BYTES:
+                    raise Unreadable(name, f"more than {MAX_BYTES:,} bytes of one episode")
+            if not batches:
+                raise Unreadable(
+                    name, "holds no rows" + f" of episode {episode}" * (episode is not None)
+                )
+            table = pa.Table.from_batches(batches).combine_chunks()
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, *READ_ERRORS, TypeError, IndexError, OverflowError) as error:
+        raise Unreadable(name, f"no whole Parquet file ({error})") from None
+
+
+def _may_hold(metadata, group: int, episode: int | None) -> bool:
+    """Whether a group of rows can have some of an episode; raises ValueError for absurd sizes."""
+    group = metadata.row_group(group)
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    if max((chunk.num_values for chunk in chunks), default=0) > MAX_BYTES // 8:
+        raise ValueError("absurd size")
+    for chunk in chunks:
+        statistics = chunk.statistics
+        if chunk.path_in_schema == "episode_index" and statistics and statistics.has_min_max:
+            return episode is None or statistics.min <= episode <= statistics.max
+    return True
+
+
+def _column(table, key: str, where: str, width: int | None = None) -> np.ndarray:
+    """A column of numbers, or of equally long lists of them, as float32 `[n, width]`."""
+    types = needs("pyarrow", "LeRobot data").types
+    count, values = len(table), table.column(key).combine_chunks()
+    lists = 0
+    while lists < 8 and any(is_(values.type) for is_ in (types.is_list, types.is_fixed_size_list)):
+        if values.null_count:
+            raise Unreadable(where, f"{key} has rows without numbers")
+        if types.is_list(values.type) and len({*np.diff(values.offsets.to_numpy())}) > 1:
+            raise Unreadable(where, f"{key} has rows of different length")
+        values, lists = values.flatten(), lists + 1
+    kind = values.type
+    if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
+        raise Unreadable(where, f"{key} holds {kind}; numbers expected")
+    if values.null_count or not count or not len(values) or len(values) % count:
+        raise Unreadable(where, f"{key} has rows without numbers")
+    rows = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(count, -1)
+    if width not in (None, rows.shape[1]):
+        raise Unreadable(where, f"{key} has {rows.shape[1]} numbers per row; {width} expected")
+    if not np.isfinite(rows).all():
+        raise Unreadable(where, f"{key} holds a number that is not finite")
+    return rows
+
+
+def _numbers(table, item: Item, where: str) -> dict[str, Any]:
+    """All of an episode but the pictures."""
+    arrays: dict[str, Any] = {}
+    for what, column in item.spec["columns"].items():
+        if column not in table.column_names:
+            continue
+        rows = _column(table, column, where, None if what == "action" else 1)
+        arrays[what] = rows if what == "action" else rows[:, 0]
+    bounds = item.spec.get("bounds")
+    if bounds and "action" in arrays:
+        if len(bounds[0]) != arrays["action"].shape[1]:
+            raise Unreadable(where, "its actions are no such as the statistics tell of")
+        arrays["bounds"] = tuple(np.array(bounds, np.float64))
+    return arrays
+
+
+def _encoded(column, where: str) -> list[bytes]:
+    """Encoded pictures of a column of {bytes, path}."""
+    files = [
+        entry["bytes"] if isinstance(entry, dict) and "bytes" in entry else entry
+        for entry in column.to_pylist()
+    ]
+    if not all(isinstance(file, bytes) for file in files):
+        raise Unreadable(where, "a row has no picture")
+    return files
+
+
+class _Shown(Sequence):
+    """Pictures `[H, W, 3]` that a video shows at growing times, decoded anew whenever they are gone
+    through. Raises Unreadable then.
+
+    Args:
+        times: seconds since `begin`, an instant of the video.
+        slack: how far a frame's time may be from a row's.
+    """
+
+    def __init__(self, path: Path, name: str, times: np.ndarray, begin: float, slack: float):
+        self.path, self.name, self.slack = path, name, slack
+        self.times, self.begin = times, begin
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        from veorl_tf.data.importers.video import decode
+
+        begin = max(0.0, self.begin - 3 * self.slack)  # what goes before shows, and is too far
+        end = self.begin + self.times[-1] + 2 * self.slack
+        frames = decode(self.path, self.name, begin, end)
+        for picture in nearest(frames, self.times + (self.begin - begin), self.slack, self.name):
+            yield picture()
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return next(itertools.islice(iter(self), range(len(self))[index], None))
+
+
+def nearest(
+    frames: Iterator[Frame], times: np.ndarray, slack: float, name: str
+) -> Iterator[Callable[[], np.ndarray]]:
+    """For each of growing times the picture of the nearest frame. Raises Unreadable where none is
+    near enough."""
+    here, ahead = None, next(frames, None)
+    for time in times:
+        while ahead is not None and (
+            here is None or abs(ahead.time - time) <= abs(here.time - time)
+        ):
+            here, ahead = ahead, next(frames, None)
+        if here is None or abs(here.time - time) > slack + 1e-4:
+            raise Unreadable(name, f"no frame within {slack:.3f} s of {time:.3f} s")
+        yield here.picture
+
+
+def _whole(number: Any, lowest: int = 0, highest: int = 1 << 31) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and lowest <= number <= highest
