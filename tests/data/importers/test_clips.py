@@ -114,7 +114,7 @@ def test_scene_changes_end_clips():
 def test_still_stretches_are_left_out():
     """The first of equal pictures stays: it differs from the one before."""
     before, after = moving(5), moving(4, 1)
-    out, counts = cut(before + 30 * before[-1:] + after)
+    out, counts = cut(before + 30 * before[-1:] + after, clip=20)
     assert out == [[0, 1, 2, 3, 4], [35, 36, 37, 38]] and counts.still == 30
     out, counts = cut(before + 9 * before[-1:] + after, clip=20)  # less than a second
     assert list(map(len, out)) == [18] and counts.still == 0
@@ -123,7 +123,7 @@ def test_still_stretches_are_left_out():
 
 
 def test_still_from_the_beginning():
-    out, counts = cut(20 * moving(1) + moving(5, 1))
+    out, counts = cut(20 * moving(1) + moving(5, 1), clip=20)
     assert out == [[20, 21, 22, 23, 24]]
     assert counts.still == 19 and counts.short == 1
 
@@ -139,8 +139,9 @@ def test_every_frame_is_counted_once(seed):
     r = np.random.default_rng(seed)
     pictures = []
     for _ in range(r.integers(1, 12)):
-        some = moving(int(r.integers(1, 15)), r.integers(1 << 30), low := int(r.integers(0, 190)), low + 60)
-        pictures += some * 1 if r.random() < 0.6 else some[:1] * int(r.integers(1, 30))
+        low = int(r.integers(0, 190))
+        some = moving(int(r.integers(1, 15)), int(r.integers(1 << 30)), low, low + 60)
+        pictures += some if r.random() < 0.6 else some[:1] * int(r.integers(1, 30))
     out, _ = cut(pictures, clip=int(r.integers(4, 12)), fps=float(r.choice([0, 3, 10])))
     assert all(3 <= len(clip) for clip in out)
 

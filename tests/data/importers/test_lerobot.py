@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from veorl_tf.core.errors import UserError
-from veorl_tf.data.importers import lerobot
+from veorl_tf.data.importers import parquet
 from veorl_tf.data.importers.base import Frame, Item, Options, Unreadable, aligned
 from veorl_tf.data.importers.lerobot import LeRobot, nearest
 
@@ -456,10 +456,10 @@ def test_endless_rows_and_numbers_are_not_read(tmp_path, monkeypatch):
     rows = {**world.rows(True), "action": [[0.0] * 100_000] * 4}
     table(tmp_path / item.files[0], rows)
     assert (tmp_path / item.files[0]).stat().st_size < 100_000
-    monkeypatch.setattr(lerobot, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 20)
     with pytest.raises(Unreadable, match="absurd"):
         read(tmp_path, item)
-    monkeypatch.setattr(lerobot, "_may_hold", lambda *_: True)
+    monkeypatch.setattr(parquet, "_may_hold", lambda *_: True)
     with pytest.raises(Unreadable, match="more than"):
         read(tmp_path, item)
 

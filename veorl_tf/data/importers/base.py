@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,10 +127,12 @@ class Log(Reader):
     alignment: Alignment
 
     def episode(self, source: Path, item: Item, options: Options) -> dict[str, Any]:
-        """`image`: n pictures, `[n, H, W, 3]` or a list, uint8; where there are any: `action [m,
-        A]`, `reward [m]`, `terminal [m]` (true where an episode ended for good), `success [m]`, m
-        = n or n - 1 (leaving alone), and
-        `bounds`, a pair of `[A]`, the range that actions can have. Raises Unreadable.
+        """An item's arrays. Raises Unreadable.
+
+        `image`: n pictures, `[n, H, W, 3]` uint8, or a sequence of them that is gone through in
+        order and may raise Unreadable then. Where there are any: `action [m, A]`, `reward [m]`,
+        `terminal [m]` (true where an episode ended for good), `success [m]`, m = n or, of leaving
+        ones, n - 1; and `bounds`, a pair of `[A]`, the range that actions can have.
         """
         raise NotImplementedError("episode(source, item, options) -> arrays")
 
@@ -237,6 +239,15 @@ def needs(package: str, what: str) -> Any:
             f"{what} needs the package {package.split('.')[0]}: "
             f"pip install -r requirements-import.txt"
         ) from None
+
+
+def only(keys: Sequence[str], source: Path, what: str) -> str:
+    """The only one of some keys. Raises UserError when there are several, or none."""
+    if not keys:
+        raise UserError(f"{source}: no {what}")
+    if len(keys) > 1:
+        raise UserError(f"{source}: several cameras; --image_key one of {', '.join(keys)}")
+    return keys[0]
 
 
 def one_of(name: str, value: str, valid) -> None:

@@ -49,7 +49,7 @@ def steady(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
             lasted = max(frame.time - before.time, 0) or lasted
         before = frame
     if before is not None:
-        yield from shown(before, before.time + lasted)
+        yield from shown(before, before.time + lasted - ROUNDED)
 
 
 def clips(frames: Iterable[Frame], options: Options, counts: Counts) -> Iterator[np.ndarray]:

@@ -30,29 +30,27 @@ from typing import Any
 
 import numpy as np
 
-from veorl_tf.core.arrays import READ_ERRORS
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.importers.base import (
-    MAX_BYTES,
     Alignment,
     Frame,
     Item,
     Log,
     Unreadable,
     inside,
-    needs,
     one_of,
+    only,
     relative,
     walk,
 )
-from veorl_tf.data.importers.rlds import Encoded, only
+from veorl_tf.data.importers.parquet import column, encoded, read
+from veorl_tf.data.importers.pictures import Encoded
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO = "meta/info.json"
 MAX_TABLE = 1 << 28  # bytes of a JSON file
 MAX_LENGTH = 1 << 24  # frames of an episode
 MAX_BEGIN = 1e7  # seconds into a video
-BATCH = 64  # rows read in one go
 NUMBER = re.compile(r"u?int\d+|float\d+|bool")
 NEXT = {
     "reward": ("next.reward", "reward"),
@@ -109,8 +107,8 @@ class LeRobot(Log):
         table = _rows(source, item, [*spec["columns"].values(), more])
         arrays = _numbers(table, item, where)
         if not video:
-            return {**arrays, "image": Encoded(_encoded(table.column(spec["image"]), where), where)}
-        times = _column(table, "timestamp", where, 1)[:, 0].astype(np.float64)
+            return {**arrays, "image": Encoded(encoded(table.column(spec["image"]), where), where)}
+        times = column(table, "timestamp", where, 1)[:, 0].astype(np.float64)
         if (np.diff(times) <= 0).any() or times[0] < 0:
             raise Unreadable(where, "its timestamps do not grow")
         path = inside(source, item.files[1])
@@ -118,7 +116,7 @@ class LeRobot(Log):
         return {**arrays, "image": pictures}
 
     def numbers(self, source, item, options):
-        action = [column for what, column in item.spec["columns"].items() if what == "action"]
+        action = [key for what, key in item.spec["columns"].items() if what == "action"]
         where = f"{item.files[0]}, {item.name}"
         return _numbers(_rows(source, item, action), item, where) if action else {}
 
@@ -245,7 +243,7 @@ def _episodes_v3(source: Path, info: _Info, leave_out) -> Iterator[_Episode]:
         raise UserError(f"{source}: meta/episodes: no tables of episodes")
     for name in tables:
         try:
-            rows = _read(inside(source, name), name, keys).to_pylist()
+            rows = read(inside(source, name), name, keys).to_pylist()
         except Unreadable as problem:
             leave_out(problem)
             continue
@@ -373,88 +371,20 @@ def _rows(source: Path, item: Item, columns: Iterable[str]) -> Any:
     """An episode's rows of some columns, a pyarrow.Table."""
     name, spec = item.files[0], item.spec
     names = list(dict.fromkeys(["episode_index", *columns]))
-    table = _read(inside(source, name), name, names, spec["episode"])
+    table = read(inside(source, name), name, names, spec["episode"])
     if len(table) != spec["length"]:
         found = f"{len(table)} rows, where {spec['length']} are listed"
         raise Unreadable(f"{name}, {item.name}", found)
     return table
 
 
-def _read(path: Path, name: str, columns: list[str], episode: int | None = None) -> Any:
-    """A Parquet file's rows, of one episode or all, as a pyarrow.Table. Read in pieces, so that a
-    small file cannot become endless rows. Raises Unreadable."""
-    pq, pa = (needs(package, "LeRobot data") for package in ("pyarrow.parquet", "pyarrow"))
-    batches, size = [], 0
-    try:
-        with pq.ParquetFile(str(path), page_checksum_verification=True) as file:
-            for column in columns:
-                if file.schema_arrow.names.count(column) != 1:
-                    raise Unreadable(name, f"column {column} is missing")
-            groups = [g for g in range(file.num_row_groups) if _may_hold(file.metadata, g, episode)]
-            for batch in file.iter_batches(BATCH, groups, columns, use_threads=False):
-                batch = batch.select(columns)
-                if episode is not None:
-                    indices = batch.column("episode_index").to_numpy(zero_copy_only=False)
-                    batch = batch.filter(pa.array(indices == episode))
-                batches.append(batch)
-                size += batch.nbytes
-                if size > MAX_BYTES:
-                    raise Unreadable(name, f"more than {MAX_BYTES:,} bytes of one episode")
-            if not batches:
-                raise Unreadable(
-                    name, "holds no rows" + f" of episode {episode}" * (episode is not None)
-                )
-            table = pa.Table.from_batches(batches).combine_chunks()
-            table.validate(full=True)
-            return table
-    except (pa.ArrowException, *READ_ERRORS, TypeError, IndexError, OverflowError) as error:
-        raise Unreadable(name, f"no whole Parquet file ({error})") from None
-
-
-def _may_hold(metadata, group: int, episode: int | None) -> bool:
-    """Whether a group of rows can have some of an episode; raises ValueError for absurd sizes."""
-    group = metadata.row_group(group)
-    chunks = [group.column(i) for i in range(group.num_columns)]
-    if max((chunk.num_values for chunk in chunks), default=0) > MAX_BYTES // 8:
-        raise ValueError("absurd size")
-    for chunk in chunks:
-        statistics = chunk.statistics
-        if chunk.path_in_schema == "episode_index" and statistics and statistics.has_min_max:
-            return episode is None or statistics.min <= episode <= statistics.max
-    return True
-
-
-def _column(table, key: str, where: str, width: int | None = None) -> np.ndarray:
-    """A column of numbers, or of equally long lists of them, as float32 `[n, width]`."""
-    types = needs("pyarrow", "LeRobot data").types
-    count, values = len(table), table.column(key).combine_chunks()
-    lists = 0
-    while lists < 8 and any(is_(values.type) for is_ in (types.is_list, types.is_fixed_size_list)):
-        if values.null_count:
-            raise Unreadable(where, f"{key} has rows without numbers")
-        if types.is_list(values.type) and len({*np.diff(values.offsets.to_numpy())}) > 1:
-            raise Unreadable(where, f"{key} has rows of different length")
-        values, lists = values.flatten(), lists + 1
-    kind = values.type
-    if not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
-        raise Unreadable(where, f"{key} holds {kind}; numbers expected")
-    if values.null_count or not count or not len(values) or len(values) % count:
-        raise Unreadable(where, f"{key} has rows without numbers")
-    rows = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(count, -1)
-    if width not in (None, rows.shape[1]):
-        raise Unreadable(where, f"{key} has {rows.shape[1]} numbers per row; {width} expected")
-    if not np.isfinite(rows).all():
-        raise Unreadable(where, f"{key} holds a number that is not finite")
-    return rows
-
-
 def _numbers(table, item: Item, where: str) -> dict[str, Any]:
     """All of an episode but the pictures."""
     arrays: dict[str, Any] = {}
-    for what, column in item.spec["columns"].items():
-        if column not in table.column_names:
+    for what, key in item.spec["columns"].items():
+        if key not in table.column_names:
             continue
-        rows = _column(table, column, where, None if what == "action" else 1)
+        rows = column(table, key, where, None if what == "action" else 1)
         arrays[what] = rows if what == "action" else rows[:, 0]
     bounds = item.spec.get("bounds")
     if bounds and "action" in arrays:
@@ -462,17 +392,6 @@ def _numbers(table, item: Item, where: str) -> dict[str, Any]:
             raise Unreadable(where, "its actions are no such as the statistics tell of")
         arrays["bounds"] = tuple(np.array(bounds, np.float64))
     return arrays
-
-
-def _encoded(column, where: str) -> list[bytes]:
-    """Encoded pictures of a column of {bytes, path}."""
-    files = [
-        entry["bytes"] if isinstance(entry, dict) and "bytes" in entry else entry
-        for entry in column.to_pylist()
-    ]
-    if not all(isinstance(file, bytes) for file in files):
-        raise Unreadable(where, "a row has no picture")
-    return files
 
 
 class _Shown(Sequence):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +135,16 @@ def check_pixels(name: str, width: int, height: int) -> None:
     """Raises Unreadable for a picture of absurd size, before it is decoded."""
     if width * height > MAX_PIXELS or min(width, height) < 1:
         raise Unreadable(name, f"{width}x{height} pixels; at most {MAX_PIXELS:,} are read")
+
+
+class Encoded(Sequence):
+    """Pictures `[H, W, 3]` of encoded ones, decoded when asked for. Raises Unreadable then."""
+
+    def __init__(self, files: Sequence[bytes], name: str):
+        self.files, self.name = files, name
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return decode_picture(io.BytesIO(self.files[index]), f"{self.name}, picture {index}")

@@ -6,11 +6,7 @@ X-Embodiment, RL Unplugged) or any folder of such files.
 
 A record is a tf.train.Example, one episode of n steps, which lists the values of all steps under
 keys such as steps/observation/image (n PNG or JPEG files), steps/action (n * A numbers),
-steps/reward and steps/is_terminal (n numbers). A file is a row of
-
-    length uint64, checksum of the length, record, checksum of the record
-
-with masked CRC32C checksums. No TensorFlow is loaded to read them.
+steps/reward and steps/is_terminal (n numbers). No TensorFlow is loaded to read them.
 
 Alignment, as RLDS defines it: a step's action is taken at its observation and its reward follows;
 is_terminal speaks of the observation itself; the last step's action and reward mean nothing.
@@ -20,12 +16,9 @@ observation and counts as received on arriving there.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +33,16 @@ from veorl_tf.data.importers.base import (
     inside,
     natural,
     one_of,
+    only,
     relative,
     walk,
 )
-from veorl_tf.data.importers.pictures import decode_picture
+from veorl_tf.data.importers.pictures import Encoded
+from veorl_tf.data.importers.tfrecord import parse, read_record, records
 
 FILE = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?")
 SHARD = re.compile(r"(?P<stem>(.*-)?(?P<split>[^-]+)\.tfrecord)-(?P<index>\d+)-of-(?P<total>\d+)")
-MAX_RECORD = 1 << 31  # bytes; protocol buffers are no larger
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-CHUNK = 1 << 22  # bytes that a checksum looks at in one go
-# The word that brings a checksum's register from 0 to where it begins, all ones.
-ALL_ONES = np.array([0x641F6454], "<u4").view(np.uint8)
 
 
 class RLDS(Log):
@@ -89,7 +80,7 @@ class RLDS(Log):
 
     def episode(self, source, item, options):
         where, spec = item.name, item.spec
-        data = _record(inside(source, item.files[0]), where, spec["offset"], spec["length"])
+        data = read_record(inside(source, item.files[0]), where, spec["offset"], spec["length"])
         features = parse(data, where)
         pictures = _pictures(features, spec["image"], where)
         count = len(pictures)
@@ -116,26 +107,13 @@ class RLDS(Log):
                 path = inside(source, name)
                 for offset, length in records(path, name):
                     try:
-                        features = parse(_record(path, name, offset, length), name)
+                        features = parse(read_record(path, name, offset, length), name)
                     except Unreadable:
                         continue
                     return chosen(features, source, options)
             except (Unreadable, OSError):
                 continue
         return {"image": "", "action": [], "reward": ""}
-
-
-class Encoded(Sequence):
-    """Pictures `[H, W, 3]` of encoded ones, decoded when asked for. Raises Unreadable then."""
-
-    def __init__(self, files: Sequence[bytes], name: str):
-        self.files, self.name = files, name
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return decode_picture(io.BytesIO(self.files[index]), f"{self.name}, picture {index}")
 
 
 def chosen(features: Mapping[str, Any], source: Path, options) -> dict[str, Any]:
@@ -166,15 +144,6 @@ def chosen(features: Mapping[str, Any], source: Path, options) -> dict[str, Any]
     return {"image": image, "action": action, "reward": reward}
 
 
-def only(keys: Sequence[str], source: Path, what: str) -> str:
-    """The only one of some keys. Raises UserError when there are several, or none."""
-    if not keys:
-        raise UserError(f"{source}: no {what}")
-    if len(keys) > 1:
-        raise UserError(f"{source}: several cameras; --image_key one of {', '.join(keys)}")
-    return keys[0]
-
-
 def _named(option: str, key: str, valid: Sequence[str]) -> str:
     """The key of that name, or of that end: observation/image, or image where there is one such."""
     ends = [full for full in valid if f"/{full}".endswith(f"/{key.strip()}")]
@@ -190,40 +159,6 @@ def record_files(source: Path) -> Iterator[Path]:
         return
     for folder, names in walk(source):
         yield from (folder / name for name in names if FILE.fullmatch(name))
-
-
-def records(path: Path, name: str) -> Iterator[tuple[int, int]]:
-    """Offset and length of every record's data. Raises Unreadable where the framing breaks."""
-    size, at, number = path.stat().st_size, 0, 0
-    if not size:
-        raise Unreadable(name, "empty file")
-    with open(path, "rb") as file:
-        while at < size:
-            file.seek(at)
-            head = file.read(12)
-            if len(head) < 12:
-                raise Unreadable(name, f"cut within the head of record {number}")
-            length, check = struct.unpack("<QI", head)
-            if masked(crc32c(head[:8])) != check:
-                raise Unreadable(name, f"the length of record {number} is damaged (checksum)")
-            if length > MAX_RECORD:
-                raise Unreadable(name, f"record {number} says that it has {length:,} bytes")
-            if at + 16 + length > size:
-                raise Unreadable(name, f"cut within record {number}")
-            yield at + 12, length
-            at, number = at + 16 + length, number + 1
-
-
-def _record(path: Path, name: str, offset: int, length: int) -> bytes:
-    """A record's data, whose checksum is right."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        data = file.read(length + 4)
-    if len(data) < length + 4:
-        raise Unreadable(name, "cut")
-    if masked(crc32c(memoryview(data)[:-4])) != struct.unpack("<I", data[-4:])[0]:
-        raise Unreadable(name, "damaged (checksum)")
-    return data[:-4]
 
 
 def _shard(name: str) -> re.Match | None:
@@ -303,104 +238,3 @@ def _finite(rows: np.ndarray, key: str, name: str) -> np.ndarray:
     if not np.isfinite(rows).all():
         raise Unreadable(name, f"{key} holds a number that is not finite")
     return rows
-
-
-def parse(data: bytes, name: str) -> dict[str, Any]:
-    """Features of a serialized tf.train.Example by key. Raises Unreadable."""
-    from google.protobuf.message import DecodeError
-
-    example = _example_class()()
-    try:
-        example.ParseFromString(data)
-    except DecodeError:
-        raise Unreadable(name, "no tf.train.Example") from None
-    return {entry.key: entry.value for entry in example.features.feature}
-
-
-@cache
-def _example_class():
-    """tf.train.Example, declared without TensorFlow; its map of features as the list of entries
-    that it is in the file."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    kind = descriptor_pb2.FieldDescriptorProto
-    one, many = kind.LABEL_OPTIONAL, kind.LABEL_REPEATED
-    messages = {
-        "BytesList": [("value", many, kind.TYPE_BYTES)],
-        "FloatList": [("value", many, kind.TYPE_FLOAT)],
-        "Int64List": [("value", many, kind.TYPE_INT64)],
-        "Feature": [
-            ("bytes_list", one, "BytesList"),
-            ("float_list", one, "FloatList"),
-            ("int64_list", one, "Int64List"),
-        ],
-        "Entry": [("key", one, kind.TYPE_STRING), ("value", one, "Feature")],
-        "Features": [("feature", many, "Entry")],
-        "Example": [("features", one, "Features")],
-    }
-    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="t", syntax="proto3")
-    for name, fields in messages.items():
-        message = file.message_type.add(name=name)
-        for number, (field, label, type_) in enumerate(fields, 1):
-            added = message.field.add(name=field, number=number, label=label)
-            if isinstance(type_, str):
-                added.type, added.type_name = kind.TYPE_MESSAGE, f".t.{type_}"
-            else:
-                added.type = type_
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Example"))
-
-
-def masked(crc: int) -> int:
-    """A checksum as TFRecords store it."""
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def crc32c(data) -> int:
-    """Castagnoli's checksum of some bytes.
-
-    The register r after a word w is S(r ^ w), with S linear: what four bytes of zeros do to it. So
-    a row of words folds, a b c d -> S(a) ^ b, S(c) ^ d -> SS(first) ^ second, and S of the last one
-    is the register. Words of zeros ahead of all others change nothing.
-    """
-    data = np.frombuffer(data, np.uint8)
-    head = len(data) % CHUNK
-    register = _folded(
-        np.concatenate([np.zeros(-head % 4, np.uint8), ALL_ONES, data[:head]]).view("<u4")
-    )
-    for at in range(head, len(data), CHUNK):
-        words = data[at : at + CHUNK].copy().view("<u4")
-        words[0] ^= register
-        register = _folded(words)
-    return int(register) ^ 0xFFFFFFFF
-
-
-def _folded(words: np.ndarray) -> np.uint32:
-    level = 0
-    while len(words) > 1:
-        if len(words) % 2:
-            words = np.concatenate([np.zeros(1, np.uint32), words])
-        words = _passed(_zeros(level), words[::2]) ^ words[1::2]
-        level += 1
-    return _passed(_zeros(0), words)[0]
-
-
-def _passed(table: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """A linear map of words, given as its values `[4, 256]` at each byte."""
-    out = table[0][words & 255]
-    for byte in (1, 2, 3):
-        out ^= table[byte][words >> np.uint32(8 * byte) & 255]
-    return out
-
-
-@cache
-def _zeros(level: int) -> np.ndarray:
-    """What 4 * 2^level bytes of zeros do to the register, `[4, 256]`."""
-    if level:
-        half = _zeros(level - 1)
-        return np.stack([_passed(half, row) for row in half])
-    words = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
-    for _ in range(32):
-        words = words >> np.uint32(1) ^ np.uint32(0x82F63B78) * (words & 1)
-    return words

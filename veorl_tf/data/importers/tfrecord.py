@@ -1,0 +1,108 @@
+"""TFRecord files of tf.train.Example, read without TensorFlow. A file is a row of
+
+    length uint64, checksum of the length, record, checksum of the record
+
+with masked CRC32C checksums.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from veorl_tf.data.importers.base import Unreadable
+
+MAX_RECORD = 1 << 31  # bytes; protocol buffers are no larger
+
+
+def records(path: Path, name: str) -> Iterator[tuple[int, int]]:
+    """Offset and length of every record's data. Raises Unreadable where the framing breaks."""
+    size, at, number = path.stat().st_size, 0, 0
+    if not size:
+        raise Unreadable(name, "empty file")
+    with open(path, "rb") as file:
+        while at < size:
+            file.seek(at)
+            head = file.read(12)
+            if len(head) < 12:
+                raise Unreadable(name, f"cut within the head of record {number}")
+            length, check = struct.unpack("<QI", head)
+            if masked(head[:8]) != check:
+                raise Unreadable(name, f"the length of record {number} is damaged (checksum)")
+            if length > MAX_RECORD:
+                raise Unreadable(name, f"record {number} says that it has {length:,} bytes")
+            if at + 16 + length > size:
+                raise Unreadable(name, f"cut within record {number}")
+            yield at + 12, length
+            at, number = at + 16 + length, number + 1
+
+
+def read_record(path: Path, name: str, offset: int, length: int) -> bytes:
+    """A record's data, whose checksum is right."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(length + 4)
+    if len(data) < length + 4:
+        raise Unreadable(name, "cut")
+    data, check = data[:-4], data[-4:]
+    if masked(data) != struct.unpack("<I", check)[0]:
+        raise Unreadable(name, "damaged (checksum)")
+    return data
+
+
+def masked(data: bytes) -> int:
+    """The checksum of some bytes as it is stored."""
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def parse(data: bytes, name: str) -> dict[str, Any]:
+    """Features of a serialized tf.train.Example by key. Raises Unreadable."""
+    from google.protobuf.message import DecodeError
+
+    example = _example_class()()
+    try:
+        example.ParseFromString(data)
+    except DecodeError:
+        raise Unreadable(name, "no tf.train.Example") from None
+    return {entry.key: entry.value for entry in example.features.feature}
+
+
+@cache
+def _example_class():
+    """tf.train.Example, declared without TensorFlow; its map of features as the list of entries
+    that it is in the file."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kind = descriptor_pb2.FieldDescriptorProto
+    one, many = kind.LABEL_OPTIONAL, kind.LABEL_REPEATED
+    messages = {
+        "BytesList": [("value", many, kind.TYPE_BYTES)],
+        "FloatList": [("value", many, kind.TYPE_FLOAT)],
+        "Int64List": [("value", many, kind.TYPE_INT64)],
+        "Feature": [
+            ("bytes_list", one, "BytesList"),
+            ("float_list", one, "FloatList"),
+            ("int64_list", one, "Int64List"),
+        ],
+        "Entry": [("key", one, kind.TYPE_STRING), ("value", one, "Feature")],
+        "Features": [("feature", many, "Entry")],
+        "Example": [("features", one, "Features")],
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="t", syntax="proto3")
+    for name, fields in messages.items():
+        message = file.message_type.add(name=name)
+        for number, (field, label, type_) in enumerate(fields, 1):
+            added = message.field.add(name=field, number=number, label=label)
+            if isinstance(type_, str):
+                added.type, added.type_name = kind.TYPE_MESSAGE, f".t.{type_}"
+            else:
+                added.type = type_
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Example"))
