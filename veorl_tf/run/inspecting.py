@@ -32,14 +32,14 @@ SURE = 0.1  # by which a turned picture must be more like the reference
 OWN = {"format", "camera", "split", "image_key", "action_key", "reward_key", "fit", "timeout"}
 INSPECT = {
     "sheet": "",
-    "items": 20,
+    "sample": 20,
     "reference": "",
     **{key: value for key, value in IMPORT.items() if key in OWN},
 }
 INSPECT_HELP = {
     **IMPORT_HELP,
     "sheet": "file of the contact sheet; empty: contact-sheet.png in this folder",
-    "items": "how many videos or episodes of foreign data are read, evenly spaced; 0: all",
+    "sample": "how many videos or episodes of foreign data are read, evenly spaced; 0: all",
     "reference": "folder of episodes which the pictures should be the same way up as",
 }
 
@@ -78,7 +78,7 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     options = options_of(known | {key: flags[key] for key in OWN & set(known)})
     reader, left_out = find(source, flags.format), []
     items = list(reader.items(source.absolute(), options, left_out.append))
-    chosen = spaced(items, flags.items or len(items))
+    chosen = spaced(items, flags.sample or len(items))
     looks = look_at(reader.name, source.absolute(), chosen, options, flags.timeout)
     problems = [[p.name, p.reason] for p in left_out] + [
         x["problem"] for x in looks if x["problem"]

@@ -148,7 +148,9 @@ def test_every_frame_is_counted_once(seed):
 
 def test_difference():
     black, white = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 255, np.uint8)
-    assert difference(black, black) == 0 and difference(black, white) == difference(white, black) == 1
+    assert (
+        difference(black, black) == 0 and difference(black, white) == difference(white, black) == 1
+    )
     assert difference(black, np.full((4, 4, 3), 51, np.uint8)) == pytest.approx(0.2)
 
 
@@ -189,8 +191,9 @@ def test_damaged_footage_gives_what_came_before():
         yield from good(moving(7))
         raise Unreadable("video", "cut")
 
-    lengths, error = read(frames(), Counts())
-    assert lengths == [7] and (error.name, error.reason) == ("video", "cut")
+    for footage in (frames(), steady(frames(), 10)):
+        lengths, error = read(footage, Counts())
+        assert lengths == [7] and (error.name, error.reason) == ("video", "cut")
 
 
 def test_a_picture_that_does_not_fit_ends_the_footage():

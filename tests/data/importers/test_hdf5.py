@@ -28,7 +28,7 @@ def listed(reader, source, options=OPTIONS):
 
 
 def shown(action, size=40) -> np.ndarray:
-    """Pictures `[n, size, size, 3]` of one grey, which tells the action in -1 to 1 that led there."""
+    """Pictures `[n, size, size, 3]` whose grey tells the action, -1 to 1, that led to them."""
     grey = np.round(100 + 100 * np.asarray(action)).astype(np.uint8)
     return np.broadcast_to(grey[:, None, None, None], (len(grey), size, size, 3)).copy()
 

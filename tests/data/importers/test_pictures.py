@@ -88,7 +88,9 @@ def test_a_box_outside_is_unreadable(fit):
         fitted(noise(24, 40), fit)
 
 
-@pytest.mark.parametrize("fit", ["", "cover", "1,2,3", "1,2,3,4,5", "-1,0,8,8", "1,1,0,8", "9" * 99])
+@pytest.mark.parametrize(
+    "fit", ["", "cover", "1,2,3", "1,2,3,4,5", "-1,0,8,8", "1,1,0,8", "9" * 99]
+)
 def test_wrong_fits(fit):
     with pytest.raises(UserError, match="--fit"):
         Fit(Options(fit=fit))

@@ -24,14 +24,18 @@ MAX_BYTES = 1 << 32  # of one array of an episode
 
 class Unreadable(Exception):
     """Something in a source is not imported: `reason` says why, `name` where it is; empty, it is
-    the item at hand. Passes between processes."""
+    the item at hand. Passes between processes, and can be printed whatever a file is called."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)
-        self.name, self.reason = name, reason
+        self.name, self.reason = _printable(name), _printable(reason)
+        super().__init__(self.name, self.reason)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" if self.name else self.reason
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ def inside(source: Path, name: str) -> Path:
     try:
         real = Path(os.path.realpath(path))
     except ValueError:  # a zero byte, or half of a surrogate pair
-        raise Unreadable(repr(name), "no file's name") from None
+        raise Unreadable(name, "no file's name") from None
     if os.path.isabs(name) or not real.is_relative_to(os.path.realpath(root)):
         raise Unreadable(name, "lies outside of the source")
     if not os.path.isfile(path):
@@ -198,18 +202,18 @@ def inside(source: Path, name: str) -> Path:
 def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders of a source with the names of their files, both in natural order. Links to folders
     are followed once: a loop ends. What is hidden, or neither a folder nor a file, is passed by."""
-    seen: set[str] = set()
+    seen: set[tuple[int, int]] = set()
     waiting = [source]
     while waiting:
         folder = waiting.pop()
-        real = os.path.realpath(folder)
-        if real in seen:
-            continue
-        seen.add(real)
         try:
+            status = os.stat(folder)
             names = sorted((n for n in os.listdir(folder) if n[0] != "."), key=natural)
         except OSError:  # a file, a folder that may not be read, or one too deep to be named
             continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders = [name for name in names if os.path.isdir(folder / name)]
         waiting += [folder / name for name in reversed(folders)]
         yield folder, [name for name in names if os.path.isfile(folder / name)]

@@ -42,14 +42,19 @@ def steady(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
         for k in range(due(frame.time), due(min(until, frame.time + HOLD))):
             yield Frame(k / fps, frame.picture)
 
-    before, lasted = None, 1 / fps
-    for frame in frames:
-        if before is not None:
-            yield from shown(before, frame.time)
-            lasted = max(frame.time - before.time, 0) or lasted
-        before = frame
+    before, lasted, damage = None, 1 / fps, None
+    try:
+        for frame in frames:
+            if before is not None:
+                yield from shown(before, frame.time)
+                lasted = max(frame.time - before.time, 0) or lasted
+            before = frame
+    except Unreadable as problem:
+        damage = problem
     if before is not None:
         yield from shown(before, before.time + lasted - ROUNDED)
+    if damage:
+        raise damage
 
 
 def clips(frames: Iterable[Frame], options: Options, counts: Counts) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -183,14 +183,14 @@ class Minari(Log):
             out = {
                 "reward": column(group, options.reward_key or "rewards", item.name),
                 "terminal": terminal,
-                **self._actions(group, item),
+                **self._actions(group, item, options),
             }
             same_length(item.name, out, count)
             return {"image": read_pictures(pictures, item.name), **out}
 
     def numbers(self, source, item, options):
         with opened(inside(source, item.files[0]), item.name) as file:
-            return self._actions(hard(file, item.spec["group"], item.name), item)
+            return self._actions(hard(file, item.spec["group"], item.name), item, options)
 
     def _contents(self, source: Path, name: str, options: Options) -> tuple[list[str], dict]:
         """A dataset's groups of episodes, and what they have in common."""
@@ -201,10 +201,13 @@ class Minari(Log):
             if not groups:
                 raise Unreadable(name, "no group of an episode")
             image = self._image(file, groups[:LOOKED_AT], name, options.image_key)
-            table = self._table(source, path, file.attrs)
         action = "/".join(filter(None, ("actions", options.action_key)))
-        space = action_space(table.get("action_space"), options.action_key, name)
-        return groups, {"image": image, "action": action, "space": space}
+        spec = {"image": image, "action": action}
+        table = path.with_name(self.TABLE)
+        if table.exists():
+            text = self._table(source, table).get("action_space")
+            spec["space"] = action_space(text, options.action_key, name)
+        return groups, spec
 
     def _image(self, file, groups: list[str], name: str, wanted: str) -> str:
         """The key of the pictures in a group of an episode: of the first that can be read."""
@@ -231,12 +234,8 @@ class Minari(Log):
             raise Unreadable(name, f"no pictures uint8 [n, H, W, 3]; found: {there}")
         raise problem
 
-    def _table(self, source: Path, path: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """A dataset's metadata; old ones keep them in the file's attributes."""
-        table = path.with_name(self.TABLE)
-        if not table.exists():
-            found = attributes.get("action_space")
-            return {"action_space": found} if isinstance(found, str) else {}
+    def _table(self, source: Path, table: Path) -> dict[str, Any]:
+        """A dataset's metadata."""
         try:
             if inside(source, relative(source, table)).stat().st_size > MAX_TABLE:
                 raise UserError(f"{table}: more than {MAX_TABLE:,} bytes")
@@ -247,11 +246,15 @@ class Minari(Log):
             raise UserError(f"{table}: no table of metadata")
         return content
 
-    def _actions(self, group, item: Item) -> dict[str, Any]:
+    def _actions(self, group, item: Item, options: Options) -> dict[str, Any]:
+        space = item.spec.get("space")
+        if space is None:  # old datasets keep it in the file
+            text = group.file.attrs.get("action_space")
+            space = action_space(text, options.action_key, item.files[0])
         action = read(dataset(group, item.spec["action"], item.name), item.name)
         if action.ndim < 1 or not action.size:
             raise Unreadable(item.name, f"action is {list(action.shape)}")
-        flat, space = action.reshape(len(action), -1), item.spec["space"]
+        flat = action.reshape(len(action), -1)
         if "classes" in space:
             if flat.shape[1] != len(space["classes"]) or flat.dtype.kind not in "iu":
                 raise Unreadable(

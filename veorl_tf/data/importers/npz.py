@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -318,6 +319,10 @@ def _headers(path: Path, name: str, keys: Iterable[str] = ()) -> Headers:
     with damage(name, "no whole npz archive"):
         if path.stat().st_size == 0:
             raise Unreadable(name, "empty file")
+        with zipfile.ZipFile(path) as archive:
+            odd = [member for member in archive.namelist() if not member.endswith(".npy")]
+        if odd:
+            raise Unreadable(name, f"{odd[0]!r} in it is no array")
         headers = npz_headers(path)
     for key in set(keys) & set(headers):
         shape, dtype = headers[key]

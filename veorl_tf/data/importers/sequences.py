@@ -236,7 +236,7 @@ RECORD = 1 << 16  # characters of a table's record, at most
 SEPARATOR = re.compile(r"\s*([\[,\]])\s*")
 
 
-def table(folder: Path, name: str, **columns: type) -> Iterator[tuple]:
+def table(folder: Path, name: str, /, **columns: type) -> Iterator[tuple]:
     """The named columns, `str` or `int`, of a table's rows in turn. Raises UserError."""
     path = folder / f"{name}.json"
     try:
