@@ -160,7 +160,7 @@ def import_video(folder: Path, frames: int) -> dict:
     write_video(path, frames)
 
     def reduced() -> list[np.ndarray]:
-        return list(clips(steady(decode(path, "video"), options.fps), options, Counts()))
+        return list(clips(steady(decode(path, "video"), options.fps), options, Counts(), []))
 
     times = [(timed(alone, path)[1], timed(reduced)[1]) for _ in range(2)]
     bare, own = np.min(times, 0)

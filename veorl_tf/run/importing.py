@@ -175,7 +175,7 @@ def import_source(
     final = [run.final(key, result.bounds) for key in keyed]
     entries = [journal.entries[key] for key in final if key in journal.entries]
     result.items = len(entries)
-    result.skipped += [entry["problem"] for entry in entries if entry["problem"]]
+    result.skipped += [problem for entry in entries for problem in entry["problems"]]
     result.skipped.sort()
     result.numbers = any(entry["numbers"] for entry in entries)
     names = ("frames", "clips", "kept", "still", "short", "cuts")
@@ -338,14 +338,14 @@ class _Run:
         more = {"out": str(self.out), "bounds": bounds}
         for key, entry in self._jobs("import_item", final, todo, "importing", more):
             self.journal.add("entries", key, entry)
-            self._refuse(strict, entry["problem"])
+            self._refuse(strict, *entry["problems"])
         self._refuse(strict, *self.failed)
         return len(todo)
 
     def _refuse(self, strict: bool, *problems) -> None:
-        for name, reason in filter(None, problems):
-            if strict:
-                raise UserError(f"{self.source}: {name}: {reason}")
+        if strict and problems:
+            name, reason = problems[0]
+            raise UserError(f"{self.source}: {name}: {reason}")
 
     def final(self, key: str, bounds) -> str:
         """An item's key with the bounds that its actions are scaled by."""

@@ -80,9 +80,8 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     items = list(reader.items(source.absolute(), options, left_out.append))
     chosen = spaced(items, flags.sample or len(items))
     looks = look_at(reader.name, source.absolute(), chosen, options, flags.timeout)
-    problems = [[p.name, p.reason] for p in left_out] + [
-        x["problem"] for x in looks if x["problem"]
-    ]
+    problems = [[problem.name, problem.reason] for problem in left_out]
+    problems += [problem for one in looks for problem in one["problems"]]
     looks = [one for one in looks if one.get("frames")]
     rows = [
         ("source", str(source)),
@@ -113,7 +112,8 @@ def look_at(format: str, source: Path, items: Sequence[Item], options: Options, 
     with closing(results), progress(len(jobs), 0, f"reading {source.name}", "items") as bar:
         for index, result in results:
             if isinstance(result, WorkerFailure):
-                result = {"problem": [items[index].name, f"its reader failed: {result.reason}"]}
+                reason = f"its reader failed: {result.reason}"
+                result = {"problems": [[items[index].name, reason]]}
             if "error" in result:
                 kind, text = result["error"]
                 raise getattr(errors, kind)(text)

@@ -282,8 +282,8 @@ def attempt(format: str, source: str, seed: int) -> dict:
             done = import_item(*common, str(out), f"{number:04d}")
             if "error" in done:
                 problems.append(done["error"][1])
-            elif done["problem"]:
-                problems.append(": ".join(done["problem"]))
+            else:
+                problems += [": ".join(problem) for problem in done["problems"]]
         return {"how": how, "problems": problems, "episodes": contents(out)}
 
 

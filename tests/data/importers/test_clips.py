@@ -81,7 +81,7 @@ def cut(pictures, **options):
     counts = Counts()
     frames = [Frame(k / 10, lambda p=p: p) for k, p in enumerate(pictures)]
     options = Options(**{"size": 8, "fit": "stretch", "clip": 10, "shortest": 3} | options)
-    out = [[known[p.tobytes()] for p in clip] for clip in clips(iter(frames), options, counts)]
+    out = [[known[p.tobytes()] for p in clip] for clip in clips(iter(frames), options, counts, [])]
     assert counts.frames == len(pictures) == counts.kept + counts.still + counts.short
     assert counts.clips == len(out) and counts.kept == sum(map(len, out))
     return out, counts
@@ -97,7 +97,7 @@ def test_lengths():
 
 def test_clips_are_arrays_of_their_own():
     frames = [Frame(k / 10, lambda p=p: p) for k, p in enumerate(moving(6))]
-    one, two = clips(frames, Options(size=8, clip=3, shortest=3), Counts())
+    one, two = clips(frames, Options(size=8, clip=3, shortest=3), Counts(), [])
     assert one.shape == two.shape == (3, 8, 8, 3) and one.dtype == np.uint8
     assert not np.shares_memory(one, two)
 
@@ -166,24 +166,23 @@ def good(pictures):
 
 
 def read(frames, counts, **options):
-    """Lengths of clips, and what was raised when they had been given."""
-    out = clips(frames, Options(size=8, clip=10, shortest=3, **options), counts)
-    lengths = []
-    with pytest.raises(Unreadable) as error:
-        lengths.extend(len(clip) for clip in out)
+    """Lengths of clips, and the problems as name and reason."""
+    problems = []
+    out = clips(frames, Options(size=8, clip=10, shortest=3, **options), counts, problems)
+    lengths = [len(clip) for clip in out]
     assert counts.frames == counts.kept + counts.still + counts.short
-    return lengths, error.value
+    return lengths, [(problem.name, problem.reason) for problem in problems]
 
 
 def test_a_damaged_picture_ends_its_clip_alone():
     frames, counts = good(moving(12)), Counts()
     frames[5] = Frame(0.5, damaged("im_5"))
-    lengths, error = read(frames, counts)
+    lengths, problems = read(frames, counts)
     assert lengths == [5, 6] and counts.frames == 11
-    assert (error.name, error.reason) == ("im_5", "damaged")
+    assert problems == [("im_5", "damaged")]
     frames[6] = Frame(0.6, damaged("im_6"))
-    lengths, error = read(frames, Counts())
-    assert lengths == [5, 5] and (error.name, error.reason) == ("im_5", "damaged (and 1 more)")
+    lengths, problems = read(frames, Counts())
+    assert lengths == [5, 5] and problems == [("im_5", "damaged"), ("im_6", "damaged")]
 
 
 def test_damaged_footage_gives_what_came_before():
@@ -192,15 +191,14 @@ def test_damaged_footage_gives_what_came_before():
         raise Unreadable("video", "cut")
 
     for footage in (frames(), steady(frames(), 10)):
-        lengths, error = read(footage, Counts())
-        assert lengths == [7] and (error.name, error.reason) == ("video", "cut")
+        assert read(footage, Counts()) == ([7], [("video", "cut")])
 
 
 def test_a_picture_that_does_not_fit_ends_the_footage():
     pictures = moving(20)
     pictures[4] = pictures[4][:4]
-    lengths, error = read(good(pictures), Counts(), fit="0,0,8,8")
-    assert lengths == [4] and error.name == "" and "not within 8x4" in error.reason
+    lengths, ((name, reason),) = read(good(pictures), Counts(), fit="0,0,8,8")
+    assert lengths == [4] and name == "" and "not within 8x4" in reason
 
 
 def test_repeated_frames_are_made_once():
@@ -211,5 +209,5 @@ def test_repeated_frames_are_made_once():
 
     frames = [frame(k, picture) for k, picture in enumerate(moving(4))]
     counts = Counts()
-    list(clips(steady(frames, 10), Options(size=8, shortest=3), counts))
+    list(clips(steady(frames, 10), Options(size=8, shortest=3), counts, []))
     assert made == [0, 1, 2, 3] and counts.frames == 20

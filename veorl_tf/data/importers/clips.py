@@ -57,13 +57,15 @@ def steady(frames: Iterable[Frame], fps: float) -> Iterator[Frame]:
         raise damage
 
 
-def clips(frames: Iterable[Frame], options: Options, counts: Counts) -> Iterator[np.ndarray]:
+def clips(
+    frames: Iterable[Frame], options: Options, counts: Counts, problems: list[Unreadable]
+) -> Iterator[np.ndarray]:
     """Clips uint8 `[n, size, size, 3]`, shortest <= n <= clip, of steady frames.
 
-    A picture that cannot be read ends its clip, and damage of the footage ends them all; Unreadable
-    is raised when everything good has been given.
+    A picture that cannot be read ends its clip, and damage of the footage ends them all; both are
+    added to `problems`.
     """
-    clip, last, still, problems = [], None, 0, []
+    clip, last, still = [], None, 0
     patience = max(2, round(options.fps or 10))  # frames without movement until a clip ends
 
     def finished() -> Iterator[np.ndarray]:
@@ -98,9 +100,6 @@ def clips(frames: Iterable[Frame], options: Options, counts: Counts) -> Iterator
             del clip[moving:]
             yield from finished()
     yield from finished()
-    if problems:
-        others = f" (and {len(problems) - 1} more)" if problems[1:] else ""
-        raise Unreadable(problems[0].name, problems[0].reason + others)
 
 
 def _fitted(

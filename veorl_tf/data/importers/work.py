@@ -24,6 +24,8 @@ from veorl_tf.data.importers.pictures import Fit
 from veorl_tf.data.importers.registry import formats
 from veorl_tf.data.inspect import spaced
 
+TOLD = 100  # problems with one item
+
 
 def import_item(format, source, item, options, out, key, bounds=None) -> dict:
     """Imports one item into the folder `out`.
@@ -34,25 +36,36 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
         key: of the item's content; part of the written files' names.
         bounds: the actions' lowest and highest values `[A]`, if they must be scaled.
     Returns:
-        `files` written, `counts`, the `problem` with the item (name and reason) or None, and
+        `files` written, `counts`, the `problems` with the item (names and reasons), and
         whether it has `numbers`, actions and rewards. Or `error`: what ends the whole import.
     """
     reader, item, options = formats()[format], Item(**item), Options(**options)
     write = _Writer(Path(out), item, key)
-    take = _take_footage if isinstance(reader, Footage) else _take_episode
+    counts, problems = Counts(), []
     try:
-        counts, problem = take(reader, Path(source), item, options, write, bounds)
+        if isinstance(reader, Footage):
+            frames = steady(reader.frames(Path(source), item, options), options.fps)
+            for clip in clips(frames, options, counts, problems):
+                write({"image": clip})
+        else:
+            episode = _episode(reader, Path(source), item, options, bounds, counts)
+            if counts.kept:
+                write(episode)
+    except Unreadable as problem:
+        problems.append(problem)
+    except DamagedEpisode as problem:
+        counts.clips = counts.kept = 0
+        problems.append(Unreadable(item.name, problem.reason))
     except (UserError, MachineError) as error:
         return {"error": (type(error).__name__, str(error))}
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS:
             raise
         return {"error": ("MachineError", f"{error.strerror}: {error.filename or out}")}
-    told = problem and [problem.name or item.name, one_line(problem.reason)]
     return {
         "files": write.files,
         "counts": asdict(counts),
-        "problem": told,
+        "problems": told(problems, item),
         "numbers": write.numbers,
     }
 
@@ -89,14 +102,14 @@ def look_at_item(format, source, item, options, pictures=10) -> dict:
     Returns:
         `frames`, how many; `shape` of the first; `seconds` of footage; `pictures`, some evenly
         spaced ones as they would be stored `[n, size, size, 3]`; of a log `keys`, `low` and `high`
-        of the actions `[A]`, `rewards` (sum, smallest, largest) or None; the `problem` or None.
+        of the actions `[A]`, `rewards` (sum, smallest, largest) or None; the `problems`.
     """
     reader, item, options = formats()[format], Item(**item), Options(**options)
     look = _look_at_footage if isinstance(reader, Footage) else _look_at_episode
     try:
-        return {"problem": None, **look(reader, Path(source), item, options, pictures)}
+        return {"problems": [], **look(reader, Path(source), item, options, pictures)}
     except Unreadable as problem:
-        return {"problem": [problem.name or item.name, one_line(problem.reason)]}
+        return {"problems": told([problem], item)}
     except (UserError, MachineError) as error:
         return {"error": (type(error).__name__, str(error))}
 
@@ -115,43 +128,35 @@ class _Writer:
         self.numbers = {"action", "reward"} <= set(arrays)
 
 
-def _take_footage(reader: Footage, source, item, options, write, bounds):
-    counts, frames = Counts(), reader.frames(source, item, options)
-    try:
-        for clip in clips(steady(frames, options.fps), options, counts):
-            write({"image": clip})
-    except Unreadable as problem:
-        return counts, problem
-    return counts, None
+def _episode(reader: Log, source, item, options, bounds, counts: Counts) -> dict:
+    """A log's item as an episode is stored; one that is too short is counted so."""
+    arrays = reader.episode(source, item, options)
+    if not len(arrays["image"]):
+        raise Unreadable(item.name, "no pictures")
+    fit = Fit(options)
+    image = np.stack([fit(picture) for picture in arrays["image"]])
+    out = {"image": image, **aligned(arrays, reader.alignment)}
+    if bounds is not None and "action" in out:
+        out["action"] = scaled(out["action"], *bounds)
+    counts.frames = len(image)
+    if len(image) < options.shortest:
+        counts.short = len(image)
+    else:
+        counts.clips, counts.kept = 1, len(image)
+    return out
 
 
-def _take_episode(reader: Log, source, item, options, write, bounds):
-    counts = Counts()
-    try:
-        arrays = reader.episode(source, item, options)
-        if not len(arrays["image"]):
-            raise Unreadable(item.name, "no pictures")
-        fit = Fit(options)
-        image = np.stack([fit(picture) for picture in arrays["image"]])
-        out = {"image": image, **aligned(arrays, reader.alignment)}
-        if bounds is not None and "action" in out:
-            out["action"] = scaled(out["action"], *bounds)
-        counts.frames = len(image)
-        if len(image) < options.shortest:
-            counts.short = len(image)
-            return counts, None
-        write(out)
-    except Unreadable as problem:
-        return counts, problem
-    except DamagedEpisode as problem:
-        return counts, Unreadable(item.name, problem.reason)
-    counts.clips, counts.kept = 1, len(image)
-    return counts, None
+def told(problems: list[Unreadable], item: Item) -> list[list[str]]:
+    """Names and reasons, of at most `TOLD`."""
+    lines = [[problem.name or item.name, one_line(problem.reason)] for problem in problems[:TOLD]]
+    if len(problems) > TOLD:
+        lines.append([item.name, f"{len(problems) - TOLD:,} more like these"])
+    return lines
 
 
 def _look_at_footage(reader: Footage, source, item, options, pictures) -> dict:
     fit, frames, kept, every, shape = Fit(options), 0, [], 1, None
-    time, problem = 0.0, None
+    time, problems = 0.0, []
     try:
         for frame in reader.frames(source, item, options):
             if frames % every == 0:
@@ -162,13 +167,13 @@ def _look_at_footage(reader: Footage, source, item, options, pictures) -> dict:
                     kept, every = kept[::2], 2 * every
             frames, time = frames + 1, frame.time
     except Unreadable as error:
-        problem = [error.name or item.name, one_line(error.reason)]
+        problems.append(error)
     return {
         "frames": frames,
         "shape": shape,
         "seconds": time,
         "pictures": spaced(kept, pictures),
-        "problem": problem,
+        "problems": told(problems, item),
     }
 
 
