@@ -3,6 +3,10 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,6 +19,7 @@ from veorl_tf.data.importers.base import Options
 from veorl_tf.run import datasets, importing
 from veorl_tf.run.importing import Journal, action_scale, import_source
 
+ROOT = Path(__file__).parents[2]
 OPTIONS = Options(clip=20, shortest=5)
 
 
@@ -132,6 +137,46 @@ def test_an_interrupted_import_goes_on(videos, tmp_path, monkeypatch):
     assert len(done) == 1 and result.new == 2 and result.items == 3
     import_source(tmp_path / "source", tmp_path / "whole", OPTIONS)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_killed_import_goes_on(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for i in range(6):
+        write_video(source / f"{i}.mp4", seed=8 * i)
+    command = [sys.executable, "-m", "veorl_tf", "import", str(source), str(out)]
+    command += ["--clip", "20", "--shortest", "5", "--workers", "1"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while not list(out.glob("*.npz")) and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9
+    result = import_source(source, out, OPTIONS)
+    assert 0 < result.new <= 6 and result.items == 6
+    import_source(source, tmp_path / "whole", OPTIONS)
+    assert contents(out) == contents(tmp_path / "whole") and not list(out.glob(".*.tmp"))
+
+
+def test_sigterm_ends_an_import_in_one_line(tmp_path):
+    source = tmp_path / "source"
+    for i in range(20):
+        write_video(source / f"{i}.mp4", seed=8 * i)
+    command = [sys.executable, "-m", "veorl_tf", "import", str(source), str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while not list((tmp_path / "out").glob("*.npz")) and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+        printed = process.communicate()[1]
+    assert process.returncode == 143 and "Traceback" not in printed
+
+
+def test_a_reader_that_hangs_costs_its_item_alone(videos, tmp_path):
+    """Here every one, for none is that fast; the next call tries them again."""
+    result = import_source(videos, tmp_path / "out", OPTIONS, timeout=0.001)
+    assert [name for name, _ in result.skipped] == ["a.mp4", "b/c.mp4"]
+    assert all("no answer within 0.001 s" in reason for _, reason in result.skipped)
+    assert not contents(tmp_path / "out")
+    result = import_source(videos, tmp_path / "out", OPTIONS)
+    assert result.new == 2 and not result.skipped
 
 
 @pytest.mark.parametrize(

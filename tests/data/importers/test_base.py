@@ -209,3 +209,18 @@ def test_needs_and_one_of():
     one_of("fit", "crop", ("crop", "stretch"))
     with pytest.raises(UserError, match="--fit x: one of crop, stretch"):
         one_of("fit", "x", ("crop", "stretch"))
+
+
+def test_a_snapshot_of_hugging_faces_cache(tmp_path):
+    """Its files are links to the blobs of the same dataset, and to nothing else."""
+    dataset = tmp_path / "datasets--someone--pusht"
+    snapshot = dataset / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (dataset / "blobs").mkdir()
+    (dataset / "blobs" / "f00d").write_text("a file")
+    (tmp_path / "secret").write_text("another")
+    (snapshot / "info.json").symlink_to("../../blobs/f00d")
+    (snapshot / "stolen").symlink_to("../../../secret")
+    assert inside(snapshot, "info.json").read_text() == "a file"
+    with pytest.raises(Unreadable, match="outside"):
+        inside(snapshot, "stolen")

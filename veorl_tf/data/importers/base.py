@@ -183,16 +183,19 @@ def scaled(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 def inside(source: Path, name: str) -> Path:
     """The file of that relative name. Raises Unreadable when it is none of the source's: an
-    absolute name, or one that climbs out, through links too."""
+    absolute name, or one that climbs out, through links too. (Files of a snapshot in Hugging Face's
+    cache are links to its `blobs`.)"""
     if not isinstance(name, str):
         raise Unreadable(str(name), "no file's name")
     root = source if source.is_dir() else source.parent
     path = root / name
+    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     try:
         real = Path(os.path.realpath(path))
     except ValueError:  # a zero byte, or half of a surrogate pair
         raise Unreadable(name, "no file's name") from None
-    if os.path.isabs(name) or not real.is_relative_to(os.path.realpath(root)):
+    within = any(real.is_relative_to(os.path.realpath(home)) for home in homes)
+    if os.path.isabs(name) or not within:
         raise Unreadable(name, "lies outside of the source")
     if not os.path.isfile(path):
         raise Unreadable(name, "no such file")
