@@ -16,8 +16,9 @@ from veorl_tf.__main__ import main
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.episodes import load_episode
 from veorl_tf.data.importers.base import Options
-from veorl_tf.run import datasets, importing
-from veorl_tf.run.importing import Journal, action_scale, import_source
+from veorl_tf.data.importers.journal import JOURNAL, Journal, action_scale
+from veorl_tf.run import datasets
+from veorl_tf.run.importing import import_source
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = Options(clip=20, shortest=5)
@@ -131,7 +132,7 @@ def test_an_interrupted_import_goes_on(videos, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         import_source(tmp_path / "source", tmp_path / "out", OPTIONS)
     monkeypatch.undo()
-    with open(tmp_path / "out" / importing.JOURNAL, "a") as file:
+    with open(tmp_path / "out" / JOURNAL, "a") as file:
         file.write('{"of": "entries", "key": "ab')  # killed while it wrote
     result = import_source(tmp_path / "source", tmp_path / "out", OPTIONS)
     assert len(done) == 1 and result.new == 2 and result.items == 3

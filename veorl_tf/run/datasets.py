@@ -15,6 +15,7 @@ from veorl_tf.core.arrays import READ_ERRORS, npz_headers
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.progress import progress
+from veorl_tf.data.importers.journal import action_scale
 from veorl_tf.data.store import FrameStore
 from veorl_tf.run import importing
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
@@ -115,7 +116,7 @@ def action_bounds(store: FrameStore) -> dict[str, list[float]]:
     -1 and 1 were (`scaled_low`, `scaled_high`)."""
     action = store.arrays["action"]
     bounds = {"low": np.min(action, 0).tolist(), "high": np.max(action, 0).tolist()}
-    scaled = importing.action_scale(store.source)
+    scaled = action_scale(store.source)
     return bounds | {f"scaled_{key}": value for key, value in scaled.items()}
 
 

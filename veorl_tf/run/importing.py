@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -25,17 +24,17 @@ import numpy as np
 from veorl_tf.core import errors
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError
-from veorl_tf.core.files import atomic_write, sweep_leftovers
+from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.progress import progress
 from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, inside
+from veorl_tf.data.importers.journal import REPORT, Journal
 from veorl_tf.data.importers.pictures import Fit
 from veorl_tf.data.importers.registry import find
 
 FORMAT = 1  # of what an import writes; part of every key
-REPORT, JOURNAL = "import.json", ".import/journal.jsonl"
 SKIPPED = 3  # exit code: something was left out
 LARGE = 32 << 20  # bytes of footage that is worth splitting
 WORK = "veorl_tf.data.importers.work"
@@ -183,62 +182,6 @@ def import_source(
     journal.keep(set(final))
     _write_report(result, source, options)
     return result
-
-
-def action_scale(folder: Path) -> dict[str, list[float]]:
-    """`low` and `high`, the actions that an import made -1 and 1; empty where none were scaled."""
-    try:
-        return json.loads((folder / REPORT).read_text(encoding="utf-8"))["action"] or {}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / REPORT}: damaged; import again") from None
-
-
-class Journal:
-    """What was imported into a folder: a line of JSON per finished item, by key."""
-
-    def __init__(self, out: Path):
-        self.out, self.path = out, out / JOURNAL
-        self.entries: dict[str, dict] = {}
-        self.digests: dict[str, str] = {}  # of files, by name, size and time
-        self.measured: dict[str, dict] = {}  # actions' ranges, by key
-        if not self.path.exists():
-            if out.is_dir() and any(out.iterdir()):
-                raise UserError(f"{out}: not empty, and no import; name another folder")
-            if out.exists() and not out.is_dir():
-                raise UserError(f"{out}: is a file; name a folder")
-            return
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                getattr(self, entry["of"])[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # the line that was being written when the process was killed
-        sweep_leftovers(out)
-        present = {entry.name for entry in os.scandir(out)}
-        self.entries = {
-            key: entry for key, entry in self.entries.items() if present.issuperset(entry["files"])
-        }
-
-    def add(self, of: str, key: str, value: Any) -> None:
-        """Notes `value` under `key` in the table `of`, on disk too."""
-        getattr(self, of)[key] = value
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
-
-    def keep(self, keys: set[str]) -> None:
-        """Forgets all other items and removes their episodes, and what no item wrote."""
-        self.entries = {key: entry for key, entry in self.entries.items() if key in keys}
-        known = {name for entry in self.entries.values() for name in entry["files"]}
-        for path in self.out.glob("*.npz"):
-            if path.name not in known:
-                path.unlink()
-        with atomic_write(self.path, "w") as file:
-            for of in ("digests", "measured", "entries"):
-                for key, value in sorted(getattr(self, of).items()):
-                    file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
 
 
 @dataclass

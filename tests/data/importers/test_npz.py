@@ -172,7 +172,15 @@ def damages(path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("image.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': ((((\n\n")
 
+    def swallowed():
+        """The list's entry of the first array takes those of the others for its comment."""
+        at = whole.index(b"PK\x01\x02")
+        rest = whole.index(b"PK\x05\x06") - whole.index(b"PK\x01\x02", at + 4)
+        path.write_bytes(whole[: at + 32] + rest.to_bytes(2, "little") + whole[at + 34 :])
+
     return {
+        "swallowed": swallowed,
+        "renamed": lambda: path.write_bytes(whole.replace(b"action.npy", b"action.npx")),
         "empty": lambda: path.write_bytes(b""),
         "cut": lambda: path.write_bytes(whole[: len(whole) // 2]),
         "text": lambda: path.write_text("no archive"),
@@ -193,7 +201,7 @@ def damages(path):
 
 KINDS = tuple(
     "empty|cut|text|flipped|pickle|floats|words|short|nan|missing|huge|long|negative|python|"
-    "image missing".split("|")
+    "image missing|swallowed|renamed".split("|")
 )
 
 

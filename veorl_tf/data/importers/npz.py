@@ -320,9 +320,10 @@ def _headers(path: Path, name: str, keys: Iterable[str] = ()) -> Headers:
         if path.stat().st_size == 0:
             raise Unreadable(name, "empty file")
         with zipfile.ZipFile(path) as archive:
-            odd = [member for member in archive.namelist() if not member.endswith(".npy")]
-        if odd:
-            raise Unreadable(name, f"{odd[0]!r} in it is no array")
+            for info in archive.infolist():
+                # A damaged length makes of the entries that follow a part of this one.
+                if not info.filename.endswith(".npy") or b"PK" in info.extra + info.comment:
+                    raise Unreadable(name, f"its list of arrays is damaged at {info.filename!r}")
         headers = npz_headers(path)
     for key in set(keys) & set(headers):
         shape, dtype = headers[key]

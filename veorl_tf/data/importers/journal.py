@@ -1,0 +1,69 @@
+"""What was imported into a folder, and how."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from veorl_tf.core.errors import UserError
+from veorl_tf.core.files import atomic_write, sweep_leftovers
+
+REPORT, JOURNAL = "import.json", ".import/journal.jsonl"
+
+
+class Journal:
+    """What was imported into a folder: a line of JSON per finished item, by key."""
+
+    def __init__(self, out: Path):
+        self.out, self.path = out, out / JOURNAL
+        self.entries: dict[str, dict] = {}
+        self.digests: dict[str, str] = {}  # of files, by name, size and time
+        self.measured: dict[str, dict] = {}  # actions' ranges, by key
+        if not self.path.exists():
+            if out.is_dir() and any(out.iterdir()):
+                raise UserError(f"{out}: not empty, and no import; name another folder")
+            if out.exists() and not out.is_dir():
+                raise UserError(f"{out}: is a file; name a folder")
+            return
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+                getattr(self, entry["of"])[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # the line that was being written when the process was killed
+        sweep_leftovers(out)
+        present = {entry.name for entry in os.scandir(out)}
+        self.entries = {
+            key: entry for key, entry in self.entries.items() if present.issuperset(entry["files"])
+        }
+
+    def add(self, of: str, key: str, value: Any) -> None:
+        """Notes `value` under `key` in the table `of`, on disk too."""
+        getattr(self, of)[key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
+
+    def keep(self, keys: set[str]) -> None:
+        """Forgets all other items and removes their episodes, and what no item wrote."""
+        self.entries = {key: entry for key, entry in self.entries.items() if key in keys}
+        known = {name for entry in self.entries.values() for name in entry["files"]}
+        for path in self.out.glob("*.npz"):
+            if path.name not in known:
+                path.unlink()
+        with atomic_write(self.path, "w") as file:
+            for of in ("digests", "measured", "entries"):
+                for key, value in sorted(getattr(self, of).items()):
+                    file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
+
+
+def action_scale(folder: Path) -> dict[str, list[float]]:
+    """`low` and `high`, the actions that an import made -1 and 1; empty where none were scaled."""
+    try:
+        return json.loads((folder / REPORT).read_text(encoding="utf-8"))["action"] or {}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / REPORT}: damaged; import again") from None
