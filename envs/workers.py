@@ -138,36 +138,38 @@ def run_jobs(
     workers: int,
     timeout: float = 600.0,
     rendering: bool = True,
+    tries: int = 2,
 ) -> Iterator[tuple[int, Any]]:
     """Calls 'module:function' with each job's keyword arguments in persistent worker processes.
 
     Yields (index of the job, result) in the order of completion. A job whose worker raises, dies
-    or is silent for `timeout` seconds is tried once more in a fresh process; then its result is a
-    `WorkerFailure`. `rendering=False` skips the search for a headless renderer. Closing the
+    or is silent for `timeout` seconds is tried again in a fresh process; after `tries` its result
+    is a `WorkerFailure`. `rendering=False` skips the search for a headless renderer. Closing the
     iterator early ends the workers. Raises RenderingError.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, but jobs need at least 1")
-    todo = [(index, 2) for index in reversed(range(len(jobs)))]  # (job, tries left), next one last
+    # (job, tries left), the next one last
+    todo = [(index, tries) for index in reversed(range(len(jobs)))]
     environ = _environment(rendering) if jobs else {}
     busy: dict[_Worker, tuple[int, int, float]] = {}  # worker -> job, tries left, deadline
     idle: list[_Worker] = []
     try:
         while todo or busy:
             while todo and len(busy) < workers:
-                index, tries = todo.pop()
+                index, left = todo.pop()
                 worker = idle.pop() if idle else _Worker(environ)
                 worker.send(("call", target, jobs[index]))
-                busy[worker] = (index, tries, time.monotonic() + timeout)
+                busy[worker] = (index, left, time.monotonic() + timeout)
             for worker, result in _answers(busy, timeout):
-                index, tries, _ = busy.pop(worker)
+                index, left, _ = busy.pop(worker)
                 if not isinstance(result, WorkerFailure):
                     idle.append(worker)
                     yield index, result
                     continue
                 worker.end(at_once=True)
-                if tries > 1:
-                    todo.append((index, tries - 1))
+                if left > 1:
+                    todo.append((index, left - 1))
                 else:
                     yield index, result
     finally:

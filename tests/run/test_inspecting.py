@@ -9,6 +9,7 @@ from PIL import Image
 
 from veorl_tf.__main__ import main
 from veorl_tf.data.episodes import save_episode
+from veorl_tf.run.inspecting import warnings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "importers"))
 
@@ -51,6 +52,8 @@ def test_videos(inspected, tmp_path):
 
 def test_logs(inspected, tmp_path):
     fuzzing.minari(tmp_path / "minari")
+    fuzzing.replay(tmp_path / "replay")
+    assert "format    dreamerv3" in inspected(tmp_path / "replay")
     printed = inspected(tmp_path / "minari")
     assert "keys      action, image, reward" in printed and "frames    13" in printed
     assert "action    2 numbers: -1 to 1, -1 to 1" in printed and "return    mean 0.00" in printed
@@ -74,18 +77,17 @@ def test_warnings(inspected, tmp_path):
     assert "warning:" not in printed and "\nwarning" not in printed
 
 
-def test_episodes_without_rewards(inspected, tmp_path):
-    fuzzing.replay(tmp_path / "replay")
-    assert "format    dreamerv3" in inspected(tmp_path / "replay")
-    for i in range(2):
-        array = {"image": fuzzing.pictures(), "action": np.full((12, 2), 3.0, np.float32)}
-        np.savez(tmp_path / f"{i}.npz", **array)
-    (tmp_path / "own").mkdir()
-    for path in tmp_path.glob("*.npz"):
-        path.rename(tmp_path / "own" / path.name)
-    printed = inspected(tmp_path / "own")
-    assert "2 of 2 episodes have no rewards" in printed
-    assert "actions leave -1 to 1; an import scales them" in printed
+def test_logs_that_warn():
+    pictures = list(fuzzing.pictures())
+    good = {"pictures": pictures, "keys": ["action", "image", "reward"], "rewards": [0, 0, 0]}
+    good |= {"low": [-1.0, -0.5], "high": [1.0, 0.0]}
+    assert warnings([good]) == []
+    assert warnings([good, {"pictures": pictures, "keys": ["image"]}]) == [
+        "1 of 2 episodes have no rewards: source videos only"
+    ]
+    assert warnings([good | {"high": [1.0, 3.0]}]) == [
+        "actions leave -1 to 1; an import scales them"
+    ]
 
 
 @pytest.mark.parametrize(

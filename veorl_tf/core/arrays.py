@@ -7,6 +7,7 @@ so that datasets and checkpoints can be compared by checksum.
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,7 +22,10 @@ READ_ERRORS = (
     ValueError,
     KeyError,
     EOFError,
+    MemoryError,
     OSError,
+    SyntaxError,
+    tokenize.TokenError,
     NotImplementedError,
     RuntimeError,
     zipfile.BadZipFile,

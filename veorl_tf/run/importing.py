@@ -259,14 +259,17 @@ class _Run:
         for key, range_ in self._jobs("measure_actions", keyed, todo, "measuring actions of", {}):
             self.journal.add("measured", key, range_)
         ranges = [self.journal.measured.get(key, {}) for key in keyed]
-        stored = next((r["stored"] for r in ranges if r.get("stored")), None)
+        stored = [r["stored"] for r in ranges if r.get("stored")]
         measured = [r["measured"] for r in ranges if r.get("measured")]
+        if len({len(low) for low, _ in stored + measured}) > 1:
+            raise UserError(f"{self.source}: episodes differ in the size of their actions")
+        if any(one != stored[0] for one in stored):
+            raise UserError(f"{self.source}: episodes differ in the bounds of their actions")
         if stored:
-            return None if np.allclose(stored[0], -1) and np.allclose(stored[1], 1) else stored
+            low, high = stored[0]
+            return None if np.allclose(low, -1) and np.allclose(high, 1) else stored[0]
         if not measured:
             return None
-        if len({len(low) for low, _ in measured}) > 1:
-            raise UserError(f"{self.source}: episodes differ in the size of their actions")
         low = np.min([low for low, _ in measured], 0)
         high = np.max([high for _, high in measured], 0)
         if max(-low.min(), high.max()) <= 1 + 1e-3:
@@ -309,7 +312,8 @@ class _Run:
             jobs = [{**job, "key": key[:12]} for job, key in zip(jobs, todo, strict=True)]
         total = len(keyed)
         workers = max(1, min(self.workers, len(todo)))
-        results = run_jobs(f"{WORK}:{function}", jobs, workers, self.timeout, rendering=False)
+        target, timeout = f"{WORK}:{function}", self.timeout
+        results = run_jobs(target, jobs, workers, timeout, rendering=False, tries=1)
         with (
             closing(results),
             progress(total, total - len(todo), f"{title} {self.source.name}", "items") as bar,

@@ -107,7 +107,8 @@ def look_at(format: str, source: Path, items: Sequence[Item], options: Options, 
     common = {"format": format, "source": str(source), "options": asdict(options)}
     jobs = [{**common, "item": asdict(item), "pictures": PICTURES} for item in items]
     workers = max(1, min(cores(), len(jobs)))
-    results = run_jobs(f"{WORK}:look_at_item", jobs, workers, timeout, rendering=False)
+    target = f"{WORK}:look_at_item"
+    results = run_jobs(target, jobs, workers, timeout, rendering=False, tries=1)
     looks: dict[int, dict] = {}
     with closing(results), progress(len(jobs), 0, f"reading {source.name}", "items") as bar:
         for index, result in results:

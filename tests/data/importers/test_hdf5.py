@@ -10,8 +10,9 @@ import pytest
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.importers import hdf5
 from veorl_tf.data.importers.base import Item, Options, Unreadable, aligned
-from veorl_tf.data.importers.hdf5 import VD4RL, Minari, action_space
+from veorl_tf.data.importers.minari import Minari, action_space
 from veorl_tf.data.importers.npz import DreamerV3Replay, Episodes
+from veorl_tf.data.importers.vd4rl import VD4RL
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*None:UserWarning:minari")
 OPTIONS = Options()

@@ -20,6 +20,7 @@ from veorl_tf.core.errors import MachineError, UserError
 
 MAX_PIXELS = 1 << 26  # of one picture: 8192 x 8192
 MAX_BYTES = 1 << 32  # of one array of an episode
+LOOKED_AT = 16  # files of a folder that `detect` opens, at most
 
 
 class Unreadable(Exception):
@@ -220,6 +221,15 @@ def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
         folders = [name for name in names if os.path.isdir(folder / name)]
         waiting += [folder / name for name in reversed(folders)]
         yield folder, [name for name in names if os.path.isfile(folder / name)]
+
+
+def files(source: Path, *suffixes: str) -> Iterator[Path]:
+    """The source's files with these suffixes, or the source itself if it is one."""
+    folders = [(source.parent, [source.name])] if source.is_file() else walk(source)
+    for folder, names in folders:
+        for name in names:
+            if name.endswith(suffixes):
+                yield folder / name
 
 
 def natural(name: str) -> list:

@@ -3,11 +3,9 @@ Dreamer, V-D4RL at 64 px), and replay chunks of DreamerV3."""
 
 from __future__ import annotations
 
-import math
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from veorl_tf.core.arrays import npz_headers
-from veorl_tf.core.errors import Interrupted, MachineError, UserError, one_line
 from veorl_tf.data.episodes import (
     OPTIONAL,
     SOURCE_KEYS,
@@ -25,23 +22,22 @@ from veorl_tf.data.episodes import (
 )
 from veorl_tf.data.importers.base import (
     ARRIVING,
+    LOOKED_AT,
     MAX_BYTES,
     Alignment,
     Item,
     Log,
     Options,
     Unreadable,
+    files,
     inside,
     natural,
     relative,
-    walk,
 )
+from veorl_tf.data.importers.checks import MAX_CLASSES, check_size, damage, finite, one_hot, rgb
 from veorl_tf.data.importers.pictures import check_pixels
 
 SUFFIX = ".npz"
-LOOKED_AT = 16  # files of a folder that `detect` opens, at most
-MAX_ROWS = 1 << 22  # of one file
-MAX_CLASSES = 4096  # discrete actions
 # {time}-{uuid}-{uuid of the successor}-{length}.npz
 CHUNK = re.compile(r"\d{8}T\d{6}\w*-([0-9A-Za-z]+)-([0-9A-Za-z]+)-\d+\.npz")
 
@@ -250,59 +246,6 @@ def cut(chain: list[Chunk]) -> Iterator[list[tuple[Chunk, int, int]]]:
             pieces.append((chunk, start, stop))
     if pieces:
         yield pieces
-
-
-def files(source: Path, *suffixes: str) -> Iterator[Path]:
-    """The source's files with these suffixes, or the source itself if it is one."""
-    folders = [(source.parent, [source.name])] if source.is_file() else walk(source)
-    for folder, names in folders:
-        for name in names:
-            if name.endswith(suffixes):
-                yield folder / name
-
-
-@contextmanager
-def damage(name: str, what: str = "cannot be read") -> Iterator[None]:
-    """Whatever a library raises on a damaged file becomes Unreadable."""
-    try:
-        yield
-    except (Unreadable, UserError, MachineError, Interrupted):
-        raise
-    except Exception as error:  # no list of what parsers raise on damage is complete
-        raise Unreadable(name, f"{what} ({one_line(error) or type(error).__name__})") from None
-
-
-def check_size(name: str, key: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raises Unreadable for an array of absurd size, before it is read."""
-    size = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or max(shape[:1], default=0) > MAX_ROWS or size > MAX_BYTES:
-        raise Unreadable(
-            name,
-            f"{key} is {dtype} {list(shape)}; at most {MAX_ROWS:,} rows and {MAX_BYTES:,} bytes "
-            f"are read",
-        )
-
-
-def one_hot(name: str, action: np.ndarray, classes: int) -> np.ndarray:
-    """Integers `[n]` of 0 to `classes` - 1 as float32 `[n, classes]`."""
-    if action.ndim != 1 or not classes or not ((action >= 0) & (action < classes)).all():
-        raise Unreadable(name, f"action: integers of 0 to {classes - 1} expected")
-    return (action[:, None] == np.arange(classes)).astype(np.float32)
-
-
-def rgb(pictures: np.ndarray) -> np.ndarray:
-    """`[n, H, W, 1 or 3]` as `[n, H, W, 3]`."""
-    return np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
-
-
-def finite(name: str, key: str, array: np.ndarray) -> np.ndarray:
-    """The array as float32. Raises Unreadable when a number is not finite."""
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        row = int(np.argwhere(~np.isfinite(array))[0][0])
-        raise Unreadable(name, f"{key} holds a number that is not finite, in row {row}")
-    return array
 
 
 def _keys(options: Options) -> tuple[str, str, str]:

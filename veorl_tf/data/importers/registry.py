@@ -10,11 +10,12 @@ from veorl_tf.data.importers.base import Reader, one_of
 
 def formats() -> dict[str, Reader]:
     """All readers by name: those that recognise a layout before those that take any picture."""
-    from veorl_tf.data.importers.hdf5 import VD4RL, Minari
     from veorl_tf.data.importers.lerobot import LeRobot
+    from veorl_tf.data.importers.minari import Minari
     from veorl_tf.data.importers.npz import DreamerV3Replay, Episodes
     from veorl_tf.data.importers.rlds import RLDS
     from veorl_tf.data.importers.sequences import BridgeData, ImageFolders, NuScenes
+    from veorl_tf.data.importers.vd4rl import VD4RL
     from veorl_tf.data.importers.video import ClipList, Videos
 
     readers = (
