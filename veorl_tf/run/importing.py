@@ -36,6 +36,14 @@ from veorl_tf.data.importers.registry import find
 
 FORMAT = 1  # of what an import writes; part of every key
 SKIPPED = 3  # exit code: something was left out
+RANGES = {
+    "size": (1, 1024),
+    "fps": (0, 1000),
+    "clip": (2, 100_000),
+    "shortest": (2, 100_000),
+    "cut": (0, 1),
+    "still": (0, 1),
+}
 LARGE = 32 << 20  # bytes of footage that is worth splitting
 WORK = "veorl_tf.data.importers.work"
 IMPORT = {
@@ -76,6 +84,10 @@ def import_(argv: Sequence[str]) -> int:
         "python -m veorl_tf import SOURCE OUT [--key value ...]",
         ["SOURCE", "OUT"],
     )
+    if flags.workers < 0:
+        raise UserError(f"--workers {flags.workers}: at least 0")
+    if not flags.timeout > 0:
+        raise UserError(f"--timeout {flags.timeout}: more than 0 seconds")
     result = import_source(
         Path(given["SOURCE"]),
         Path(given["OUT"]),
@@ -92,9 +104,9 @@ def import_(argv: Sequence[str]) -> int:
 def options_of(flags: Mapping[str, Any], prefix: str = "") -> Options:
     """The import's options among a command's flags, which begin with `prefix`. Raises UserError."""
     options = Options(**{key: flags[key] for key in asdict(Options())})
-    for key, lowest in (("size", 1), ("fps", 0), ("clip", 2), ("shortest", 2), ("cut", 0)):
-        if getattr(options, key) < lowest:
-            raise UserError(f"--{prefix}{key} {getattr(options, key)}: at least {lowest}")
+    for key, (lowest, highest) in RANGES.items():
+        if not lowest <= getattr(options, key) <= highest:
+            raise UserError(f"--{prefix}{key} {getattr(options, key)}: {lowest} to {highest}")
     if options.shortest > options.clip:
         raise UserError(
             f"--{prefix}shortest {options.shortest} is more than --{prefix}clip {options.clip}: "
