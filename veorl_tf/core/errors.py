@@ -1,8 +1,8 @@
 """Errors that a user can mend, and the exit codes that go with them.
 
 Exit codes of every command: 0 done, 2 wrong input, 3 done but for what could not be imported, 4 the
-machine (missing library, full disk), 128 + signal number when interrupted. A bug is none of these: it keeps its traceback and exits with
-1.
+machine (missing library, full disk), 128 + signal number when interrupted. A bug is none of these:
+it keeps its traceback and exits with 1.
 """
 
 from __future__ import annotations
