@@ -82,7 +82,7 @@ show_large() {  # of what pip says, the downloads that take time
 
 install_packages() {  # install_packages FILE SIZE, unless .venv holds what FILE says already
     local stamp=".venv/.installed-$1" wanted
-    wanted=$({ cat "$1" requirements.txt requirements-lock.txt; "$python" --version; } | sha256sum)
+    wanted=$({ cat "$1" requirements.txt requirements-import.txt requirements-lock.txt; "$python" --version; } | sha256sum)
     [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
     say "installing the packages of $1 (the first time $2 to download)"
     if ! "$python" -m pip install --no-input --progress-bar off -r "$1" 2>&1 |
@@ -116,7 +116,7 @@ main() {
         "not support; run: make clean, then the same command again"
     install_packages requirements.txt 'about 0.8 GB'
     if [ -n "$cuda" ]; then install_packages requirements-cuda.txt 'about 3 GB'; fi
-    if [ -n "$dev" ]; then install_packages requirements-dev.txt '110 MB'; fi
+    if [ -n "$dev" ]; then install_packages requirements-dev.txt '200 MB'; fi
     if [ ! -e .venv/.installed-requirements-cuda.txt ] && nvidia-smi -L >/dev/null 2>&1; then
         say 'this machine has an NVIDIA GPU: tools/setup.sh --cuda adds what TensorFlow needs'
     fi
