@@ -82,7 +82,10 @@ show_large() {  # of what pip says, the downloads that take time
 
 install_packages() {  # install_packages FILE SIZE, unless .venv holds what FILE says already
     local stamp=".venv/.installed-$1" wanted
-    wanted=$({ cat "$1" requirements.txt requirements-import.txt requirements-lock.txt; "$python" --version; } | sha256sum)
+    wanted=$({
+        cat "$1" requirements.txt requirements-import.txt requirements-lock.txt
+        "$python" --version
+    } | sha256sum)
     [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
     say "installing the packages of $1 (the first time $2 to download)"
     if ! "$python" -m pip install --no-input --progress-bar off -r "$1" 2>&1 |
