@@ -194,6 +194,7 @@ def test_a_reader_that_hangs_costs_its_item_alone(videos, tmp_path):
         (["videos", "out", "--timeout", "0"], ["--timeout 0"]),
         (["videos", "out", "--shortest", "101"], ["--shortest 101", "--clip 100"]),
         (["videos", "full"], ["full", "not empty"]),
+        (["videos", "videos/out"], ["out: lies within"]),
         (["videos"], ["OUT is missing"]),
     ],
 )

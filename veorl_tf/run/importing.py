@@ -165,6 +165,8 @@ def import_source(
     """
     source, out = source.absolute(), out.absolute()
     reader = find(source, format)
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"{out}: lies within {source}, and would be imported itself")
     journal = Journal(out)
     result = Result(out, reader.name)
 
