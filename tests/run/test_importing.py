@@ -11,10 +11,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from veorl_tf.__main__ import main
 from veorl_tf.core.errors import UserError
-from veorl_tf.data.episodes import load_episode
+from veorl_tf.data.episodes import load_episode, save_episode
 from veorl_tf.data.importers.base import Options
 from veorl_tf.data.importers.journal import JOURNAL, Journal, action_scale
 from veorl_tf.run import datasets
@@ -59,7 +60,7 @@ def test_a_folder_of_videos(videos, tmp_path):
     assert result.counts | {"cuts": 0, "still": 0} == result.counts
     assert (result.counts["frames"], result.counts["clips"], result.counts["kept"]) == (60, 4, 60)
     names = sorted(contents(tmp_path / "out"))
-    assert [name.rsplit("-", 2)[0] for name in names] == ["a.mp4"] * 2 + ["b_c.mp4"] * 2
+    assert [name.rsplit(".", 3)[0] for name in names] == ["a.mp4"] * 2 + ["b_c.mp4"] * 2
     clips = [load_episode(tmp_path / "out" / name, ("image",))["image"] for name in names]
     assert [clip.shape for clip in clips] == [(20, 64, 64, 3), (10, 64, 64, 3)] * 2
     assert np.abs(clips[0][0].astype(int) - clips[0][5]).max() > 100
@@ -114,6 +115,51 @@ def test_what_cannot_be_read_is_reported(videos, tmp_path, capfd):
     assert main([*argv, "--shortest", "5"]) == 2
     printed = capfd.readouterr().err
     assert "zero.avi: empty file" in printed and "Traceback" not in printed
+
+
+def test_strict_refuses_what_was_left_out_before(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    write_video(source / "a.mp4")
+    (source / "text.mp4").write_text("not a video")
+    assert import_source(source, out, OPTIONS).skipped
+    for _ in range(2):
+        with pytest.raises(UserError, match="text.mp4: no whole video"):
+            import_source(source, out, OPTIONS, strict=True)
+
+
+def test_a_folder_belongs_to_one_source(videos, tmp_path):
+    import_source(videos, tmp_path / "out", OPTIONS)
+    before = contents(tmp_path / "out")
+    write_video(tmp_path / "other" / "x.mp4", seed=50)
+    with pytest.raises(UserError, match="holds an import of .*; name another folder"):
+        import_source(tmp_path / "other", tmp_path / "out", OPTIONS)
+    save_episode(tmp_path / "out", {"image": np.zeros((2, 64, 64, 3), np.uint8)}, "mine.npz")
+    import_source(videos, tmp_path / "out", OPTIONS)
+    assert contents(tmp_path / "out").items() > before.items()
+
+
+def test_what_else_lies_there_is_told(videos, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(videos, source)
+    (source / "calibration.npz").touch()
+    for i in range(2):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(source / f"{i}.png")
+    result = import_source(source, tmp_path / "out", OPTIONS)
+    assert result.format == "video" and result.items == 2
+    told = dict(reversed(line) for line in result.skipped)
+    assert told == {
+        "2 files of another format; --format images imports these": "source",
+        "1 files of another format; --format episodes imports these": "source",
+    }
+
+
+def test_training_refuses_an_unfinished_import(videos, tmp_path):
+    import_source(videos, tmp_path / "out", OPTIONS)
+    (tmp_path / "out" / "import.json").unlink()
+    with pytest.raises(UserError, match="interrupted; the same import again goes on"):
+        datasets.is_ready(tmp_path / "out")
+    import_source(videos, tmp_path / "out", OPTIONS)
+    assert datasets.is_ready(tmp_path / "out")
 
 
 def test_an_interrupted_import_goes_on(videos, tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def test_logs(inspected, tmp_path):
     assert "format    dreamerv3" in inspected(tmp_path / "replay")
     printed = inspected(tmp_path / "minari")
     assert "keys      action, image, reward" in printed and "frames    13" in printed
-    assert "action    2 numbers: -1 to 1, -1 to 1" in printed and "return    mean 0.00" in printed
+    assert "action    2 numbers: 0 to 0, 0 to 0" in printed and "return    mean 0.00" in printed
 
 
 def test_warnings(inspected, tmp_path):
@@ -84,6 +84,9 @@ def test_logs_that_warn():
     assert warnings([good]) == []
     assert warnings([good, {"pictures": pictures, "keys": ["image"]}]) == [
         "1 of 2 episodes have no rewards: source videos only"
+    ]
+    assert warnings([good | {"high": [1.0, 0.6], "bounds": [[-1, -1], [1, 0.5]]}]) == [
+        "actions leave the bounds that the data state; an import clips them"
     ]
     assert warnings([good | {"high": [1.0, 3.0]}]) == [
         "actions leave -1 to 1; an import scales them"

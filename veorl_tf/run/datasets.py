@@ -15,7 +15,8 @@ from veorl_tf.core.arrays import READ_ERRORS, npz_headers
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.progress import progress
-from veorl_tf.data.importers.journal import action_scale
+from veorl_tf.data.importers.journal import action_scale, unfinished
+from veorl_tf.data.importers.registry import find
 from veorl_tf.data.store import FrameStore
 from veorl_tf.run import importing
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
@@ -39,7 +40,7 @@ def check_given(config: Config) -> None:
             if not source.exists():
                 raise UserError(f"--{key} {config[key]}: no such file or folder")
             if not is_ready(source):
-                importing.find(source)
+                find(source, config.imports.format)
     import_options(config)
     if config.task.startswith("fetch_") and not config.target_dataset:
         raise UserError(f"--task {config.task} needs --target_dataset: no expert acts in it")
@@ -61,14 +62,17 @@ def open_store(config: Config, kind: str) -> FrameStore:
 
 
 def is_ready(source: Path) -> bool:
-    """Whether a folder holds episodes that need no import: `.npz` files of 64x64 pictures."""
+    """Whether a folder holds episodes that need no import: `.npz` files of 64x64 pictures. Raises
+    UserError for an import that is not finished."""
+    if unfinished(source):
+        raise UserError(f"{source}: an import that was interrupted; the same import again goes on")
     paths = sorted(source.glob("*.npz")) if source.is_dir() else []
     for path in paths:
         try:
             shape = npz_headers(path)["image"][0]
         except READ_ERRORS:
             continue
-        return shape[1:3] == (64, 64) and importing.find(source).name == "episodes"
+        return shape[1:3] == (64, 64) and find(source).name == "episodes"
     return bool(paths)
 
 
@@ -86,7 +90,7 @@ def imported(config: Config, kind: str, source: Path) -> Path:
     recipe = json.dumps([str(source), asdict(options)], sort_keys=True)
     place = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
     out = data_root(config) / "imports" / f"{source.stem}-{place}"
-    result = importing.import_source(source, out, options)
+    result = importing.import_source(source, out, options, config.imports.format)
     for name, reason in result.skipped:
         warn(f"left out: {name}: {reason}")
     if kind == "target" and not result.numbers:

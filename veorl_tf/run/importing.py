@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -32,7 +33,7 @@ from veorl_tf.core.progress import progress
 from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, inside
 from veorl_tf.data.importers.journal import REPORT, Journal
 from veorl_tf.data.importers.pictures import Fit
-from veorl_tf.data.importers.registry import find
+from veorl_tf.data.importers.registry import beside, find
 
 FORMAT = 1  # of what an import writes; part of every key
 SKIPPED = 3  # exit code: something was left out
@@ -86,8 +87,8 @@ def import_(argv: Sequence[str]) -> int:
     )
     if flags.workers < 0:
         raise UserError(f"--workers {flags.workers}: at least 0")
-    if not flags.timeout > 0:
-        raise UserError(f"--timeout {flags.timeout}: more than 0 seconds")
+    if not 0 < flags.timeout <= 1e6:
+        raise UserError(f"--timeout {flags.timeout}: more than 0 seconds, at most a million")
     result = import_source(
         Path(given["SOURCE"]),
         Path(given["OUT"]),
@@ -98,7 +99,7 @@ def import_(argv: Sequence[str]) -> int:
         flags.timeout,
     )
     print(result.text())
-    return SKIPPED if result.skipped else 0
+    return 0 if result.counts["clips"] and not result.skipped else SKIPPED
 
 
 def options_of(flags: Mapping[str, Any], prefix: str = "") -> Options:
@@ -125,6 +126,7 @@ class Result:
     counts: dict[str, int] = field(default_factory=dict)
     items: int = 0
     new: int = 0  # items imported by this call
+    removed: int = 0  # episodes of what the source no longer holds
     skipped: list[list[str]] = field(default_factory=list)  # name and reason
     bounds: list | None = None  # lowest and highest action, which became -1 and 1
     numbers: bool = False  # whether the episodes have actions and rewards
@@ -142,6 +144,8 @@ class Result:
         ):
             if counts[key]:
                 lines.append(f"{counts[key]:,} {what}")
+        if self.removed:
+            lines.append(f"{self.removed:,} episodes removed: the source has them no longer")
         if self.bounds:
             pairs = ", ".join(f"{a:.4g} to {b:.4g}" for a, b in zip(*self.bounds))
             lines.append(f"actions scaled to -1 to 1 from {pairs}")
@@ -176,13 +180,16 @@ def import_source(
         result.skipped.append([problem.name, problem.reason])
 
     with StopRequest() as stop:
+        for problem in beside(source, reader):
+            leave_out(problem)
         items = list(reader.items(source, options, leave_out))
         if not items and not result.skipped:
             raise UserError(f"{source}: nothing to import as {reader.name}")
         run = _Run(reader, source, out, options, journal, stop, workers or cores(), timeout)
         keyed = run.keys(run.pieces(items), leave_out)
         if not isinstance(reader, Footage):
-            result.bounds = run.bounds(keyed)
+            result.bounds = run.bounds(keyed, leave_out)
+        journal.begin(source)
         result.new = run.work(keyed, result.bounds, strict)
     result.skipped += run.failed
     final = [run.final(key, result.bounds) for key in keyed]
@@ -193,7 +200,7 @@ def import_source(
     result.numbers = any(entry["numbers"] for entry in entries)
     names = ("frames", "clips", "kept", "still", "short", "cuts")
     result.counts = {name: sum(entry["counts"][name] for entry in entries) for name in names}
-    journal.keep(set(final))
+    result.removed = journal.keep(set(final))
     _write_report(result, source, options)
     return result
 
@@ -266,17 +273,29 @@ class _Run:
             self.journal.add("digests", stamp, digest.hexdigest())
         return self.journal.digests[stamp]
 
-    def bounds(self, keyed: dict[str, Item]) -> list | None:
+    def bounds(self, keyed: dict[str, Item], leave_out) -> list | None:
         """Lowest and highest actions of a log, as stored or, where they leave -1 to 1, as measured;
-        None if nothing must be scaled."""
+        None if nothing must be scaled. Items whose actions are unknown, or of another size than
+        most, are left out."""
         todo = [key for key in keyed if key not in self.journal.measured]
         for key, range_ in self._jobs("measure_actions", keyed, todo, "measuring actions of", {}):
             self.journal.add("measured", key, range_)
-        ranges = [self.journal.measured.get(key, {}) for key in keyed]
+        sizes = {}
+        for key, item in list(keyed.items()):
+            range_ = self.journal.measured.get(key)
+            if range_ is None:
+                leave_out(Unreadable(item.name, "its actions could not be read in time"))
+                del keyed[key]
+            elif low_high := range_.get("stored") or range_.get("measured"):
+                sizes[key] = len(low_high[0])
+        usual = max(Counter(sizes.values()).items(), key=lambda x: x[1])[0] if sizes else 0
+        for key, size in sizes.items():
+            if size != usual:
+                reason = f"its actions have {size} numbers, those of most have {usual}"
+                leave_out(Unreadable(keyed.pop(key).name, reason))
+        ranges = [self.journal.measured[key] for key in keyed]
         stored = [r["stored"] for r in ranges if r.get("stored")]
         measured = [r["measured"] for r in ranges if r.get("measured")]
-        if len({len(low) for low, _ in stored + measured}) > 1:
-            raise UserError(f"{self.source}: episodes differ in the size of their actions")
         if any(one != stored[0] for one in stored):
             raise UserError(f"{self.source}: episodes differ in the bounds of their actions")
         if stored:
@@ -293,6 +312,8 @@ class _Run:
     def work(self, keyed: dict[str, Item], bounds, strict: bool) -> int:
         """Imports what the journal lacks; returns how many items."""
         final = {self.final(key, bounds): item for key, item in keyed.items()}
+        for key in final:
+            self._refuse(strict, *self.journal.entries.get(key, {"problems": []})["problems"])
         todo = [key for key in final if key not in self.journal.entries]
         self.out.mkdir(parents=True, exist_ok=True)
         more = {"out": str(self.out), "bounds": bounds}
@@ -300,7 +321,7 @@ class _Run:
             self.journal.add("entries", key, entry)
             self._refuse(strict, *entry["problems"])
         self._refuse(strict, *self.failed)
-        return len(todo)
+        return len(todo) - len(self.failed)
 
     def _refuse(self, strict: bool, *problems) -> None:
         if strict and problems:
@@ -336,8 +357,8 @@ class _Run:
                 key = todo[index]
                 if isinstance(result, WorkerFailure):
                     if "out" in more:
-                        reason = f"its reader failed: {result.reason}"
-                        self.failed.append([keyed[key].name, reason])
+                        failed = Unreadable(keyed[key].name, f"its reader failed: {result.reason}")
+                        self.failed.append([failed.name, failed.reason])
                 elif "error" in result:
                     kind, text = result["error"]
                     raise getattr(errors, kind)(text)

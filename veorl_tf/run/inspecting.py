@@ -164,9 +164,14 @@ def warnings(looks: Sequence[dict]) -> list[str]:
     without = sum("rewards" not in one for one in logs)
     if without:
         found.append(f"{without} of {len(logs)} episodes have no rewards: source videos only")
-    beyond = [one for one in logs if "low" in one and max(map(abs, one["low"] + one["high"])) > 1]
-    if beyond:
+    acts = [one for one in logs if "low" in one]
+    if any(max(map(abs, one["low"] + one["high"])) > 1 for one in acts):
         found.append("actions leave -1 to 1; an import scales them")
+    stated = [
+        (np.array([one["low"], one["high"]]), one["bounds"]) for one in acts if "bounds" in one
+    ]
+    if any((seen != np.clip(seen, *bounds)).any() for seen, bounds in stated):
+        found.append("actions leave the bounds that the data state; an import clips them")
     return found
 
 

@@ -224,3 +224,17 @@ def test_a_snapshot_of_hugging_faces_cache(tmp_path):
     assert inside(snapshot, "info.json").read_text() == "a file"
     with pytest.raises(Unreadable, match="outside"):
         inside(snapshot, "stolen")
+
+
+def test_the_only_reward_marks_the_last_image():
+    """Left with the last row, which led to no image, it would be lost; others are dropped."""
+    leaving = Alignment("leaving", "leaving", "leaving")
+    arrays = {"image": np.zeros((4, 2, 2, 3)), "action": np.ones((4, 1))}
+    for reward, expected in (
+        ([0, 0, 0, 1], [0, 0, 0, 1]),
+        ([0, 2, 0, 1], [0, 0, 2, 0]),
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ):
+        out = aligned({**arrays, "reward": reward, "success": reward}, leaving)
+        assert out["reward"].tolist() == out["success"].tolist() == expected
+    assert aligned({**arrays, "terminal": [0, 0, 0, 1]}, leaving)["discount"].all()

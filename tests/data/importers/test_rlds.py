@@ -264,7 +264,7 @@ def test_pictures_alone_and_no_pictures(tmp_path):
     arrays, pictures = read(tmp_path, listed(tmp_path)[0][0])
     assert set(arrays) == {"image"} and len(pictures) == 8
     write(tmp_path / FILE, {"image/encoded": steps["steps/observation/image"][:1]})
-    with pytest.raises(UserError, match="no PNG or JPEG pictures"):
+    with pytest.raises(UserError, match="no steps of RLDS; their keys: image/encoded"):
         listed(tmp_path)
 
 

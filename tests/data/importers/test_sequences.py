@@ -114,12 +114,10 @@ def test_clips_of_a_folder_with_damage(tmp_path):
         draw(tmp_path / f"{k}.png", 5 * k)
     (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:60])
     (item,), _ = listed(ImageFolders(), tmp_path)
-    options, counts, out = Options(size=4, shortest=3), Counts(), []
-    with pytest.raises(Unreadable, match="^5.png: no whole"):
-        for clip in clips(
-            steady(ImageFolders().frames(tmp_path, item, options), options.fps), options, counts
-        ):
-            out.append(clip[:, 0, 0, 0].tolist())
+    options, problems = Options(size=4, shortest=3), []
+    frames = steady(ImageFolders().frames(tmp_path, item, options), options.fps)
+    out = [c[:, 0, 0, 0].tolist() for c in clips(frames, options, Counts(), problems)]
+    assert str(problems[0]).startswith("5.png: no whole") and len(problems) == 1
     assert out == [[0, 5, 10, 15, 20], [30, 35, 40, 45, 50, 55]]
 
 
@@ -438,7 +436,7 @@ def test_detection(folders, bridge, world, tmp_path):
         bridge: ["images", "bridge"],  # which is asked first
         world.root: ["images", "nuscenes"],
         tmp_path / "nothing": [],
-        tmp_path / "video": [],
+        tmp_path / "video": ["images"],  # beside a film: the registry counts
         tmp_path / "episode.npz": [],
         tmp_path / "missing": [],
     }

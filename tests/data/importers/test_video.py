@@ -232,6 +232,54 @@ def test_long_videos_in_pieces(tmp_path, monkeypatch):
     assert Videos().pieces(tmp_path, whole) == [whole]
 
 
+@pytest.mark.parametrize(
+    "suffix, codec", [("ts", "mpeg2video"), ("mpg", "mpeg1video"), ("mkv", "h264")]
+)
+def test_parts_of_containers_without_an_index(tmp_path, suffix, codec):
+    """Seeking lands too late there; all frames of the part are given all the same."""
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, bit_rate=4_000_000)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.gop_size = 60
+        for i in range(200):
+            level = np.full((48, 64, 3), 20 + i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(level, format="rgb24")))
+        container.mux(stream.encode())
+    whole = [frame.time for frame in decode(path, "a")]
+    part = [frame.time + 5 for frame in decode(path, "a", 5.0, 7.0)]
+    expected = [time for time in whole if 5 <= time < 7]
+    assert len(expected) >= 49 and len(part) - len(expected) in (0, 1)
+    # FFmpeg guesses the times of program streams: within a frame.
+    np.testing.assert_allclose(part[-len(expected) :], expected, atol=0.041)
+
+
+def test_a_damaged_packet_costs_the_frames_that_need_it(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, bit_rate=1_000_000)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.gop_size = 10
+        rng = np.random.Generator(np.random.Philox(0))
+        for _ in range(60):
+            noise = rng.integers(0, 256, (48, 64, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = b"\xff" * 2000
+    path.write_bytes(data)
+    good, broken = 0, []
+    try:
+        for frame in decode(path, "a.mkv"):
+            try:
+                good += frame.picture().shape == (48, 64, 3)
+            except Unreadable as problem:
+                broken.append(str(problem))
+    except Unreadable as problem:
+        broken.append(str(problem))
+    assert 25 <= good < 60 and broken and all("a.mkv: " in line for line in broken)
+
+
 def test_lists_of_clips(tmp_path):
     (tmp_path / "videos").mkdir()
     write(tmp_path / "videos" / "abc.mp4", 40)
@@ -249,6 +297,7 @@ def test_lists_of_clips(tmp_path):
     assert [name for name, _ in left_out] == [
         "clips.json, clip 2 (gone)",
         "clips.json, clip 3 (../../etc/abc.mp4)",
+        "clips.json, clip 4 (None)",
     ]
     assert levels(ClipList().frames(tmp_path, found[0], Options())) == list(range(10, 20))
     by_id = {"abc": [[1.0, 2.0], {"begin": 0, "end": 0.5}]}

@@ -114,7 +114,9 @@ class Reader:
 
 
 class Footage(Reader):
-    """Pictures with times, without actions."""
+    """Pictures with times, without actions; `rate` of them a second, if the format says so."""
+
+    rate: float | None = None
 
     def frames(self, source: Path, item: Item, options: Options) -> Iterator[Frame]:
         """An item's frames in the order of their times. Raises Unreadable where damage shows; what
@@ -149,8 +151,9 @@ class Log(Reader):
 
 def aligned(arrays: Mapping[str, Any], alignment: Alignment) -> dict[str, np.ndarray]:
     """`action`, `reward`, `discount` and `success` as episodes store them: row t came with image t,
-    row 0 with the reset. Of n `leaving` rows the last led to no image and is dropped. Raises
-    Unreadable when there are more or fewer rows than images need."""
+    row 0 with the reset. Of n `leaving` rows the last led to no image and is dropped, but for the
+    only reward or success of an episode, which marks its last image. Raises Unreadable when there
+    are more or fewer rows than images need."""
     count, out = len(arrays["image"]), {}
 
     def arrived(key: str, kind: str) -> np.ndarray:
@@ -159,7 +162,10 @@ def aligned(arrays: Mapping[str, Any], alignment: Alignment) -> dict[str, np.nda
             raise Unreadable("", f"{len(rows)} rows of {key} for {count} images")
         if kind == "arriving":
             return rows
-        return np.concatenate([np.zeros((1, *rows.shape[1:]), np.float32), rows])[:count]
+        moved = np.concatenate([np.zeros((1, *rows.shape[1:]), np.float32), rows])[:count]
+        if key in ("reward", "success") and len(rows) == count and not rows[:-1].any():
+            moved[-1] = rows[-1]
+        return moved
 
     for key in ("action", "reward", "success"):
         if key in arrays:
@@ -205,8 +211,10 @@ def inside(source: Path, name: str) -> Path:
 
 def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
     """Folders of a source with the names of their files, both in natural order. Links to folders
-    are followed once: a loop ends. What is hidden, or neither a folder nor a file, is passed by."""
+    are followed once, and not out of the source: a loop ends. What is hidden, or neither a folder
+    nor a file, is passed by."""
     seen: set[tuple[int, int]] = set()
+    root = os.path.realpath(source)
     waiting = [source]
     while waiting:
         folder = waiting.pop()
@@ -219,6 +227,12 @@ def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders = [name for name in names if os.path.isdir(folder / name)]
+        folders = [
+            name
+            for name in folders
+            if not os.path.islink(folder / name)
+            or Path(os.path.realpath(folder / name)).is_relative_to(root)
+        ]
         waiting += [folder / name for name in reversed(folders)]
         yield folder, [name for name in names if os.path.isfile(folder / name)]
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from veorl_tf.core.errors import Interrupted, MachineError, UserError, one_line
+from veorl_tf.core.errors import MACHINE_ERRNOS, Interrupted, MachineError, UserError, one_line
 from veorl_tf.data.importers.base import MAX_BYTES, Unreadable
 
 MAX_ROWS = 1 << 22  # of one file
@@ -20,9 +20,11 @@ def damage(name: str, what: str = "cannot be read") -> Iterator[None]:
     """Whatever a library raises on a damaged file becomes Unreadable."""
     try:
         yield
-    except (Unreadable, UserError, MachineError, Interrupted):
+    except (Unreadable, UserError, MachineError, Interrupted, MemoryError):
         raise
     except Exception as error:  # no list of what parsers raise on damage is complete
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
+            raise
         raise Unreadable(name, f"{what} ({one_line(error) or type(error).__name__})") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write, sweep_leftovers
 
 REPORT, JOURNAL = "import.json", ".import/journal.jsonl"
+WRITTEN = re.compile(r".*\.[0-9a-f]{12}\.[0-9]{4,}\.npz")  # names of episodes that imports write
 
 
 class Journal:
@@ -21,6 +23,7 @@ class Journal:
         self.entries: dict[str, dict] = {}
         self.digests: dict[str, str] = {}  # of files, by name, size and time
         self.measured: dict[str, dict] = {}  # actions' ranges, by key
+        self.about: dict[str, str] = {}  # `source`: what is imported here
         if not self.path.exists():
             if out.is_dir() and any(out.iterdir()):
                 raise UserError(f"{out}: not empty, and no import; name another folder")
@@ -46,17 +49,34 @@ class Journal:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
 
-    def keep(self, keys: set[str]) -> None:
-        """Forgets all other items and removes their episodes, and what no item wrote."""
+    def begin(self, source: Path) -> None:
+        """Before anything is written: the folder belongs to this source, and is not finished."""
+        known = self.about.get("source", str(source))
+        if known != str(source):
+            raise UserError(f"{self.out}: holds an import of {known}; name another folder")
+        if not self.about:
+            self.add("about", "source", str(source))
+        (self.out / REPORT).unlink(missing_ok=True)
+
+    def keep(self, keys: set[str]) -> int:
+        """Forgets all other items and removes their episodes, and those that a killed process left;
+        returns how many."""
         self.entries = {key: entry for key, entry in self.entries.items() if key in keys}
         known = {name for entry in self.entries.values() for name in entry["files"]}
-        for path in self.out.glob("*.npz"):
-            if path.name not in known:
-                path.unlink()
+        gone = [path for path in self.out.glob("*.npz") if WRITTEN.fullmatch(path.name)]
+        gone = [path for path in gone if path.name not in known]
+        for path in gone:
+            path.unlink()
         with atomic_write(self.path, "w") as file:
-            for of in ("digests", "measured", "entries"):
+            for of in ("about", "digests", "measured", "entries"):
                 for key, value in sorted(getattr(self, of).items()):
                     file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
+        return len(gone)
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a folder holds an import that was interrupted."""
+    return (folder / JOURNAL).exists() and not (folder / REPORT).exists()
 
 
 def action_scale(folder: Path) -> dict[str, list[float]]:

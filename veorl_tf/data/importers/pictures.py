@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from veorl_tf.core.errors import UserError
+from veorl_tf.core.errors import MACHINE_ERRNOS, UserError
 from veorl_tf.data.importers.base import MAX_PIXELS, Options, Unreadable
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -25,7 +25,6 @@ READ_ERRORS = (
     AttributeError,
     EOFError,
     LookupError,
-    MemoryError,
     OSError,
     RuntimeError,
     SyntaxError,
@@ -118,6 +117,8 @@ def decode_picture(file, name: str) -> np.ndarray:
     except UnidentifiedImageError:
         raise Unreadable(name, "no whole JPEG or PNG picture") from None
     except READ_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
+            raise
         raise Unreadable(name, f"no whole picture ({error})") from None
 
 

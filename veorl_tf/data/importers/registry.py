@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from veorl_tf.core.errors import UserError
-from veorl_tf.data.importers.base import Reader, one_of
+from veorl_tf.data.importers import pictures, video
+from veorl_tf.data.importers.base import Reader, Unreadable, one_of, walk
 
 
 def formats() -> dict[str, Reader]:
@@ -34,8 +36,19 @@ def formats() -> dict[str, Reader]:
     return {reader.name: reader for reader in readers}
 
 
+# Formats that are known by nothing but their files, by how these end.
+PLAIN = {
+    "rlds": (".tfrecord", ".tfrecords"),
+    "vd4rl": (".hdf5", ".h5"),
+    "episodes": (".npz",),
+    "video": (*video.SUFFIXES, *pictures.MOVING),
+    "images": pictures.SUFFIXES,
+}
+
+
 def find(source: Path, name: str = "auto") -> Reader:
-    """The reader of that name, or the first that recognises the source. Raises UserError."""
+    """The reader of that name; or the first that recognises the layout of the source; or that of
+    the most files. Raises UserError."""
     known = formats()
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
@@ -43,8 +56,36 @@ def find(source: Path, name: str = "auto") -> Reader:
         one_of("format", name, ("auto", *known))
         return known[name]
     for reader in known.values():
-        if reader.detect(source):
+        if reader.name not in PLAIN and reader.detect(source):
             return reader
+    counts = plain_files(source)
+    for name in sorted(counts, key=counts.get, reverse=True):
+        if known[name].detect(source):
+            return known[name]
     raise UserError(
         f"{source}: none of the known formats ({', '.join(known)}); name one with --format"
     )
+
+
+def plain_files(source: Path) -> dict[str, int]:
+    """How many files of each plain format there are, if any."""
+    counts = dict.fromkeys(PLAIN, 0)
+    folders = [(source.parent, [source.name])] if source.is_file() else walk(source)
+    for _, names in folders:
+        for name in names:
+            whole = re.sub(r"-[0-9]+-of-[0-9]+$", "", name.lower())
+            for format, suffixes in PLAIN.items():
+                counts[format] += whole.endswith(suffixes)
+    return {format: count for format, count in counts.items() if count}
+
+
+def beside(source: Path, reader: Reader) -> list[Unreadable]:
+    """What else lies in the source of a plain format, and is not imported with it."""
+    if reader.name not in PLAIN:
+        return []
+    others = {name: n for name, n in plain_files(source).items() if name != reader.name}
+    return [
+        Unreadable(source.name, f"{n:,} files of another format; --format {name} imports these")
+        for name, n in others.items()
+        if formats()[name].detect(source)
+    ]

@@ -92,9 +92,8 @@ class RLDS(Log):
             arrays["action"] = _finite(np.concatenate(parts, 1), "steps/action", where)
         if spec["reward"]:
             reward = _rows(features, spec["reward"], count, where, width=1)[:, 0]
-            if reward[-1] and not reward[:-1].any():
-                reward[-2] = reward[-1]
-            arrays["reward"] = _finite(reward[:-1], spec["reward"], where)
+            mark = np.isfinite(reward[-1]) and reward[-1] and not reward[:-1].any()
+            arrays["reward"] = _finite(reward if mark else reward[:-1], spec["reward"], where)
         if "steps/is_terminal" in features:
             terminal = _rows(features, "steps/is_terminal", count, where, width=1)[:, 0]
             arrays["terminal"] = terminal > 0
@@ -125,6 +124,9 @@ def chosen(features: Mapping[str, Any], source: Path, options) -> dict[str, Any]
             images.append(key)
         elif not files:
             numbers.append(key)
+    if not images and not numbers:
+        there = ", ".join(sorted(features)[:20]) or "none"
+        raise UserError(f"{source}: its records hold no steps of RLDS; their keys: {there}")
     action = [_named("action_key", key, numbers) for key in options.action_key.split(",") if key]
     if not action and "steps/action" in numbers:
         action = ["steps/action"]
@@ -206,7 +208,15 @@ class _Counts:
                 split["name"]: [int(length) for length in split.get("shardLengths", [])]
                 for split in info.get("splits", [])
             }
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (
+            OSError,
+            LookupError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             self.leave_out(Unreadable(name, f"no table of TensorFlow Datasets ({error})"))
             return {}
 

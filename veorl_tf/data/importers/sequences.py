@@ -26,7 +26,6 @@ from veorl_tf.data.importers.base import (
     walk,
 )
 from veorl_tf.data.importers.pictures import SUFFIXES, load_picture
-from veorl_tf.data.importers.video import video_files
 
 PIECE = 3000  # pictures of a long sequence that one worker imports
 
@@ -58,8 +57,7 @@ class ImageFolders(PictureSequence):
     about = "folders of jpg or png pictures, in natural order"
 
     def detect(self, source):
-        sequences = any(len(_pictures(names)) > 1 for _, names in walk(source))
-        return sequences and not any(video_files(source))
+        return any(len(_pictures(names)) > 1 for _, names in walk(source))
 
     def items(self, source, options, leave_out):
         for folder, names in walk(source):
@@ -83,7 +81,7 @@ class BridgeData(PictureSequence):
     name = "bridge"
     about = "BridgeData V2, raw: trajectory folders with images0/im_0.jpg, ...; pictures only"
 
-    HERTZ = 5
+    rate = 5.0
     TRAJECTORY = re.compile(r"traj[0-9]+")
     PICTURE = re.compile(r"im_([0-9]{1,9})\.(jpg|jpeg|png)")
 
@@ -100,7 +98,7 @@ class BridgeData(PictureSequence):
             name = relative(source, folder / camera)
             if len(found) > 1:
                 files = [f"{name}/{match[0]}" for match in found]
-                yield _sequence(name, files, [int(match[1]) / self.HERTZ for match in found])
+                yield _sequence(name, files, [int(match[1]) / self.rate for match in found])
             else:
                 leave_out(Unreadable(name, "fewer than two pictures im_0.jpg, im_1.jpg, ..."))
 

@@ -79,7 +79,7 @@ class ClipList(Footage):
 
     def detect(self, source):
         lists = self.lists(source)
-        return len(lists) == 1 and any(True for _ in self.entries(lists[0]))
+        return len(lists) == 1 and any(None not in entry for entry in self.entries(lists[0]))
 
     def items(self, source, options, leave_out):
         lists = self.lists(source)
@@ -94,8 +94,10 @@ class ClipList(Footage):
         used: dict[str, int] = {}
         for number, (file, begin, end) in enumerate(self.entries(lists[0])):
             where = f"{lists[0].name}, clip {number} ({file})"
-            path = videos.get(Path(file).name)
-            if path is None:
+            path = videos.get(Path(file).name) if file else None
+            if file is None or begin is None or end is None:
+                leave_out(Unreadable(where, "names no file, begin or end"))
+            elif path is None:
                 leave_out(Unreadable(where, "its video is not there"))
             elif not 0 <= begin < end < 1e7:
                 leave_out(Unreadable(where, f"begins at {begin:g} s and ends at {end:g} s"))
@@ -114,8 +116,8 @@ class ClipList(Footage):
             return [source] if source.suffix == ".json" else []
         return sorted(source.glob("*.json"))
 
-    def entries(self, path: Path) -> Iterator[tuple[str, float, float]]:
-        """File or id, begin and end of every entry that has them."""
+    def entries(self, path: Path) -> Iterator[tuple[str | None, float | None, float | None]]:
+        """File or id, begin and end of every entry; None where it has none."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
@@ -124,6 +126,7 @@ class ClipList(Footage):
             data = [{"id": key, "clips": value} for key, value in data.items()]
         for entry in data if isinstance(data, list) else []:
             if not isinstance(entry, dict):
+                yield None, None, None
                 continue
             file = _first(entry, self.FILE, str)
             spans = entry.get("clips", [entry])
@@ -131,16 +134,18 @@ class ClipList(Footage):
                 if isinstance(span, list) and len(span) == 2:
                     span = dict(zip(("begin", "end"), span))
                 if isinstance(span, dict):
-                    begin, end = (
-                        _first(span, keys, (int, float)) for keys in (self.BEGIN, self.END)
-                    )
-                    if None not in (file, begin, end):
-                        yield file, float(begin), float(end)
+                    begin, end = (_seconds(span, keys) for keys in (self.BEGIN, self.END))
+                    yield file, begin, end
 
 
 def _first(entry: dict, keys: tuple[str, ...], kind) -> object:
     values = (entry[key] for key in keys if isinstance(entry.get(key), kind))
     return next((value for value in values if not isinstance(value, bool)), None)
+
+
+def _seconds(span: dict, keys: tuple[str, ...]) -> float | None:
+    number = _first(span, keys, (int, float))
+    return None if number is None or not abs(number) < 1e9 else float(number)
 
 
 def video_files(source: Path) -> Iterator[Path]:
@@ -188,7 +193,6 @@ def _video(path: Path, name: str, begin: float) -> Iterator[Frame]:
     import av
 
     av.logging.set_level(None)
-    damaged = 0
     try:
         with av.open(str(path), options=SAFE, metadata_errors="replace") as container:
             stream = next((s for s in container.streams.video if s.codec_context), None)
@@ -196,25 +200,75 @@ def _video(path: Path, name: str, begin: float) -> Iterator[Frame]:
                 raise Unreadable(name, "holds no video that can be decoded")
             check_pixels(name, stream.width, stream.height)
             stream.thread_type = "AUTO"
-            start = float((stream.start_time or 0) * stream.time_base)
-            if begin > 1:
-                container.seek(int((begin + start) / stream.time_base), stream=stream)
-            rate = float(stream.average_rate or 25)
-            for count, frame in enumerate(container.decode(stream)):
-                if frame.is_corrupt:
-                    damaged += 1
-                    continue
-                check_pixels(name, frame.width, frame.height)
-                time = count / rate if frame.pts is None else frame.time - start
-                yield Frame(time, _picture_of(frame))
-    except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
+            _enter(container, stream, begin)
+            yield from _frames(container, stream, name)
+    except (av.FFmpegError, ValueError, OverflowError) as error:
         raise Unreadable(name, f"no whole video ({error})") from None
-    if damaged:
-        raise Unreadable(name, f"{damaged} damaged frames left out")
 
 
-def _picture_of(frame) -> Callable[[], np.ndarray]:
+def _enter(container, stream, begin: float) -> None:
+    """Goes to a place from where decoding gives a frame that is on at `begin` seconds. Containers
+    without an index take one too late; then to an earlier one."""
+    start, back = float((stream.start_time or 0) * stream.time_base), 0.0
+    while begin - back > 1:
+        place = int((begin - back + start) / stream.time_base)
+        container.seek(place, stream=stream)
+        first = next(container.decode(stream), None)
+        container.seek(place, stream=stream)
+        if first is not None and first.pts is not None and first.time - start <= begin:
+            return
+        back = 4 * back or 2.0
+    if back:
+        container.seek(int(start / stream.time_base), stream=stream)
+
+
+def _frames(container, stream, name: str) -> Iterator[Frame]:
+    """All frames from here. In the place of a damaged one, and of those after it up to the next
+    that needs no other, stands one whose picture is Unreadable."""
+    import av
+
+    start, rate = float((stream.start_time or 0) * stream.time_base), stream.average_rate or 25
+    count, time, lost = 0, 0.0, False
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            if not count:
+                raise
+            if not lost:
+                yield Frame(time, _broken(name, time, str(error)))
+            lost = True
+            continue
+        for frame in frames:
+            check_pixels(name, frame.width, frame.height)
+            count += 1
+            time = count / float(rate) if frame.pts is None else frame.time - start
+            if frame.is_corrupt or lost and not frame.key_frame:
+                if not lost:
+                    yield Frame(time, _broken(name, time, "frame"))
+                lost = True
+            else:
+                lost = False
+                yield Frame(time, _picture_of(frame, name))
+
+
+def _broken(name: str, time: float, what: str) -> Callable[[], np.ndarray]:
     def picture() -> np.ndarray:
+        raise Unreadable(name, f"damaged at {time:.1f} s ({what})")
+
+    return picture
+
+
+def _picture_of(frame, name: str) -> Callable[[], np.ndarray]:
+    def picture() -> np.ndarray:
+        try:
+            return converted()
+        except (ValueError, NotImplementedError) as error:
+            raise Unreadable(
+                name, f"{frame.format.name} pictures cannot be read ({error})"
+            ) from None
+
+    def converted() -> np.ndarray:
         if any(component.is_alpha for component in frame.format.components):
             rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
             rgb = (rgba[..., :3] * rgba[..., 3:] // 255).astype(np.uint8)

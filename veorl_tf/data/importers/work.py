@@ -41,14 +41,16 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
     """
     reader, item, options = formats()[format], Item(**item), Options(**options)
     write = _Writer(Path(out), item, key)
-    counts, problems = Counts(), []
+    counts, problems, numbers = Counts(), [], False
     try:
         if isinstance(reader, Footage):
-            frames = steady(reader.frames(Path(source), item, options), options.fps)
+            fps = min(options.fps, reader.rate or options.fps)
+            frames = steady(reader.frames(Path(source), item, options), fps)
             for clip in clips(frames, options, counts, problems):
                 write({"image": clip})
         else:
             episode = _episode(reader, Path(source), item, options, bounds, counts)
+            numbers = {"action", "reward"} <= set(episode)
             if counts.kept:
                 write(episode)
     except Unreadable as problem:
@@ -66,7 +68,7 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
         "files": write.files,
         "counts": asdict(counts),
         "problems": told(problems, item),
-        "numbers": write.numbers,
+        "numbers": numbers,
     }
 
 
@@ -118,14 +120,13 @@ class _Writer:
     """Episodes of one item, one after the other."""
 
     def __init__(self, out: Path, item: Item, key: str):
-        self.out, self.files, self.numbers = out, [], False
+        self.out, self.files = out, []
         slug = re.sub(r"[^A-Za-z0-9.-]+", "_", item.name).strip("._")[-80:]
-        self.stem = f"{slug}-{key}"
+        self.stem = f"{slug}.{key}"
 
     def __call__(self, arrays: dict) -> None:
-        path = save_episode(self.out, arrays, f"{self.stem}-{len(self.files):04d}.npz")
+        path = save_episode(self.out, arrays, f"{self.stem}.{len(self.files):04d}.npz")
         self.files.append(path.name)
-        self.numbers = {"action", "reward"} <= set(arrays)
 
 
 def _episode(reader: Log, source, item, options, bounds, counts: Counts) -> dict:
@@ -148,10 +149,11 @@ def _episode(reader: Log, source, item, options, bounds, counts: Counts) -> dict
 
 def told(problems: list[Unreadable], item: Item) -> list[list[str]]:
     """Names and reasons, of at most `TOLD`."""
-    lines = [[problem.name or item.name, one_line(problem.reason)] for problem in problems[:TOLD]]
     if len(problems) > TOLD:
-        lines.append([item.name, f"{len(problems) - TOLD:,} more like these"])
-    return lines
+        more = Unreadable(item.name, f"{len(problems) - TOLD:,} more like these")
+        problems = [*problems[:TOLD], more]
+    named = [Unreadable(problem.name or item.name, problem.reason) for problem in problems]
+    return [[problem.name, one_line(problem.reason)] for problem in named]
 
 
 def _look_at_footage(reader: Footage, source, item, options, pictures) -> dict:
@@ -189,8 +191,9 @@ def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
     }
     if "action" in arrays:
         action = np.asarray(arrays["action"], np.float64)
-        low, high = arrays.get("bounds", (action.min(0), action.max(0)))
-        out |= {"low": np.asarray(low).tolist(), "high": np.asarray(high).tolist()}
+        out |= {"low": action.min(0).tolist(), "high": action.max(0).tolist()}
+        if "bounds" in arrays:
+            out["bounds"] = np.asarray(arrays["bounds"], np.float64).tolist()
     if "reward" in arrays:
         reward = np.asarray(arrays["reward"], np.float64)
         out["rewards"] = [float(reward.sum()), float(reward.min()), float(reward.max())]
