@@ -79,8 +79,14 @@ BASE = ["--configs", "metaworld", "veorl", "debug"]
         ),
         ([*BASE, "--v3.unimix", "1.0"], ["--v3.unimix 1.0", "less than 1"]),
         ([*BASE, "--behavior.slow_fraction", "0.0"], ["slow_fraction 0.0", "more than 0"]),
-        ([*BASE, "--target_dataset", "nowhere"], ["--target_dataset nowhere", "no such folder"]),
-        ([*BASE, "--source_videos", "nowhere"], ["--source_videos nowhere", "no such folder"]),
+        (
+            [*BASE, "--target_dataset", "nowhere"],
+            ["--target_dataset nowhere", "no such file or folder"],
+        ),
+        (
+            [*BASE, "--source_videos", "nowhere"],
+            ["--source_videos nowhere", "no such file or folder"],
+        ),
         ([*BASE, "--init_from", "nowhere"], ["nowhere", "not a run directory"]),
         (["--configs", "veorl", "debug"], ["--task none needs --target_dataset"]),
         ([*BASE, "stray"], []),
@@ -104,6 +110,7 @@ def test_blocks_without_one_need_data(names, blocks, tmp_path_factory):
     from veorl_tf.core.config import resolve
 
     data = tmp_path_factory.mktemp("logs")
+    (data / "episode.npz").touch()
     check(resolve(blocks, names.split(), {"target_dataset": str(data)}))
 
 

@@ -13,6 +13,7 @@ from veorl_tf.core.metrics import read_metrics
 from veorl_tf.data.episodes import save_episode
 from veorl_tf.data.synthetic import random_episode
 from veorl_tf.run import offline
+from veorl_tf.run.datasets import open_store
 from veorl_tf.run.directory import RunDirectory, load_weights, open_run
 from veorl_tf.run.job import run
 
@@ -185,11 +186,11 @@ def test_episodes_too_short(configured, tmp_path, change, words):
         run(config, open_run(config, NAMES))
 
 
-def test_frames_of_another_size(configured, tmp_path):
+def test_frames_of_another_size_are_resized(configured, tmp_path):
     save_episode(tmp_path / "small", random_episode(12, image_size=32))
-    config = configured(tmp_path / "run", target_dataset=str(tmp_path / "small"))
-    with pytest.raises(UserError, match=r"\[32, 32, 3\]"):
-        run(config, open_run(config, NAMES))
+    flags = {"target_dataset": str(tmp_path / "small"), "imports.shortest": 5}
+    store = open_store(configured(tmp_path / "run", **flags), "target")
+    assert store.image_shape == (64, 64, 3) and len(store) == 12
 
 
 def test_actions_come_from_the_data(configured, tmp_path, stop_at):

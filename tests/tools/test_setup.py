@@ -62,14 +62,16 @@ def installed_modules():
 
 def test_every_import_is_a_pinned_requirement():
     own = {"veorl_tf", "envs", "tests", "train", "benchmarks"}
+    own |= {path.stem for path in (ROOT / "tests").rglob("*.py")}  # helpers of tests
     providers = installed_modules()
     pinned = set(requirements("requirements.txt")) | {"packaging"}  # pytest's own dependency
-    development = pinned | set(requirements("requirements-dev.txt"))
+    development = set(requirements("requirements-dev.txt"))
+    development |= pinned | set(requirements("requirements-import.txt"))
     missing = {}
     for module, path in imported_modules().items():
         if module in own or module in sys.stdlib_module_names:
             continue
-        allowed = development if path.parts[0] == "benchmarks" else pinned
+        allowed = development if path.parts[0] in ("benchmarks", "tests") else pinned
         if not allowed & providers.get(module, set()):
             missing[module] = str(path)
     assert not missing, f"imported, but not in requirements.txt: {missing}"
