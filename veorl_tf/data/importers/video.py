@@ -7,6 +7,7 @@ files or addresses (playlists are refused).
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -283,7 +284,10 @@ def _animation(path: Path, name: str) -> Iterator[Frame]:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=("GIF", "WEBP")) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, which are refused below
+            image = Image.open(path, formats=("GIF", "WEBP"))
+        with image:
             check_pixels(name, *image.size)
             time = 0.0
             for index in range(getattr(image, "n_frames", 1)):
