@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -237,13 +238,22 @@ def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
         yield folder, [name for name in names if os.path.isfile(folder / name)]
 
 
-def files(source: Path, *suffixes: str) -> Iterator[Path]:
-    """The source's files with these suffixes, or the source itself if it is one."""
+def files(source: Path, wanted: Callable[[str], Any]) -> Iterator[Path]:
+    """The source's files of wanted names, or the source itself if it is one."""
     folders = [(source.parent, [source.name])] if source.is_file() else walk(source)
     for folder, names in folders:
-        for name in names:
-            if name.endswith(suffixes):
-                yield folder / name
+        yield from (folder / name for name in names if wanted(name))
+
+
+def looks_like(paths: Iterable[Path], test: Callable[[Path], Any]) -> bool:
+    """Whether one of the first files passes a test. An Unreadable one does: it will be told."""
+    for path in islice(paths, LOOKED_AT):
+        try:
+            if test(path):
+                return True
+        except Unreadable:
+            return True
+    return False
 
 
 def natural(name: str) -> list:

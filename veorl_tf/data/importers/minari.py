@@ -61,10 +61,12 @@ class Minari(Log):
     FILE, TABLE = "main_data.hdf5", "metadata.json"
 
     def detect(self, source):
-        return any(path.name == self.FILE for path in files(source, self.FILE))
+        return any(
+            path.name == self.FILE for path in files(source, lambda name: name.endswith(self.FILE))
+        )
 
     def items(self, source, options, leave_out):
-        for path in files(source, self.FILE):
+        for path in files(source, lambda name: name.endswith(self.FILE)):
             if path.name != self.FILE:
                 continue
             name = relative(source, path)

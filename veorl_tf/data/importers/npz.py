@@ -22,7 +22,6 @@ from veorl_tf.data.episodes import (
 )
 from veorl_tf.data.importers.base import (
     ARRIVING,
-    LOOKED_AT,
     MAX_BYTES,
     Alignment,
     Item,
@@ -31,6 +30,7 @@ from veorl_tf.data.importers.base import (
     Unreadable,
     files,
     inside,
+    looks_like,
     natural,
     relative,
 )
@@ -44,6 +44,10 @@ CHUNK = re.compile(r"\d{8}T\d{6}\w*-([0-9A-Za-z]+)-([0-9A-Za-z]+)-\d+\.npz")
 Headers = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
+def archives(source: Path) -> Iterator[Path]:
+    return files(source, lambda name: name.endswith(SUFFIX))
+
+
 class Episodes(Log):
     """One episode per `.npz` in a tree of folders, as docs/data.md describes: `image [n, H, W, 3]`,
     `action [n, A]`, `reward [n]`; `discount` or, without it, `is_terminal`; source videos have
@@ -55,22 +59,11 @@ class Episodes(Log):
     alignment = ARRIVING
 
     def detect(self, source):
-        looked_at = 0
-        for path in files(source, SUFFIX):
-            if CHUNK.fullmatch(path.name) or not path.is_file():
-                continue
-            try:
-                if "image" in _headers(path, path.name):
-                    return True
-            except Unreadable:
-                return True
-            looked_at += 1
-            if looked_at == LOOKED_AT:
-                return False
-        return False
+        paths = (path for path in archives(source) if not CHUNK.fullmatch(path.name))
+        return looks_like(paths, lambda path: "image" in _headers(path, path.name))
 
     def items(self, source, options, leave_out):
-        for path in files(source, SUFFIX):
+        for path in archives(source):
             name = relative(source, path)
             if CHUNK.fullmatch(path.name):
                 # Its actions align differently, which shows in nothing but the name.
@@ -126,11 +119,11 @@ class DreamerV3Replay(Log):
     alignment = Alignment(action="leaving", reward="arriving", terminal="arriving")
 
     def detect(self, source):
-        return any(CHUNK.fullmatch(path.name) for path in files(source, SUFFIX))
+        return any(CHUNK.fullmatch(path.name) for path in archives(source))
 
     def items(self, source, options, leave_out):
         folders: dict[Path, dict[str, Chunk]] = {}
-        for path in files(source, SUFFIX):
+        for path in archives(source):
             try:
                 chunk = self._chunk(source, relative(source, path), options)
             except Unreadable as problem:

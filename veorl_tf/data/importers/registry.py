@@ -7,7 +7,7 @@ from pathlib import Path
 
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.importers import pictures, video
-from veorl_tf.data.importers.base import Reader, Unreadable, one_of, walk
+from veorl_tf.data.importers.base import Reader, Unreadable, files, one_of
 
 
 def formats() -> dict[str, Reader]:
@@ -70,12 +70,10 @@ def find(source: Path, name: str = "auto") -> Reader:
 def plain_files(source: Path) -> dict[str, int]:
     """How many files of each plain format there are, if any."""
     counts = dict.fromkeys(PLAIN, 0)
-    folders = [(source.parent, [source.name])] if source.is_file() else walk(source)
-    for _, names in folders:
-        for name in names:
-            whole = re.sub(r"-[0-9]+-of-[0-9]+$", "", name.lower())
-            for format, suffixes in PLAIN.items():
-                counts[format] += whole.endswith(suffixes)
+    for path in files(source, lambda name: True):
+        whole = re.sub(r"-[0-9]+-of-[0-9]+$", "", path.name.lower())
+        for format, suffixes in PLAIN.items():
+            counts[format] += whole.endswith(suffixes)
     return {format: count for format, count in counts.items() if count}
 
 

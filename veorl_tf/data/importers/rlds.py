@@ -30,12 +30,12 @@ from veorl_tf.data.importers.base import (
     Item,
     Log,
     Unreadable,
+    files,
     inside,
     natural,
     one_of,
     only,
     relative,
-    walk,
 )
 from veorl_tf.data.importers.pictures import Encoded
 from veorl_tf.data.importers.tfrecord import parse, read_record, records
@@ -156,11 +156,7 @@ def _named(option: str, key: str, valid: Sequence[str]) -> str:
 
 def record_files(source: Path) -> Iterator[Path]:
     """All TFRecord files of a source, by name."""
-    if source.is_file():
-        yield from [source] if FILE.fullmatch(source.name) else []
-        return
-    for folder, names in walk(source):
-        yield from (folder / name for name in names if FILE.fullmatch(name))
+    return files(source, FILE.fullmatch)
 
 
 def _shard(name: str) -> re.Match | None:

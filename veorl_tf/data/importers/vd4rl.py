@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ import numpy as np
 
 from veorl_tf.data.importers.base import (
     ARRIVING,
-    LOOKED_AT,
     Item,
     Log,
     Unreadable,
     files,
     inside,
+    looks_like,
     relative,
 )
 from veorl_tf.data.importers.checks import (
@@ -37,6 +38,10 @@ from veorl_tf.data.importers.hdf5 import (
 )
 
 
+def shards(source: Path) -> Iterator[Path]:
+    return files(source, lambda name: name.endswith(SUFFIXES))
+
+
 class VD4RL(Log):
     """V-D4RL's shards: `observation` uint8 `[N, 3, 84, 84]`, `action [N, A]`, `reward`, `discount`
     and `step_type` (0 first, 1 middle, 2 last) `[N]`, the rows of all episodes one after the other.
@@ -52,23 +57,10 @@ class VD4RL(Log):
     KEYS = ("observation", "action", "reward", "discount", "step_type")
 
     def detect(self, source):
-        looked_at = 0
-        for path in files(source, *SUFFIXES):
-            if not has_signature(path):
-                continue
-            try:
-                with opened(path, path.name) as file:
-                    if all(is_hard(file, key) for key in self.KEYS):
-                        return True
-            except Unreadable:
-                return True
-            looked_at += 1
-            if looked_at == LOOKED_AT:
-                return False
-        return False
+        return looks_like(filter(has_signature, shards(source)), self._is_shard)
 
     def items(self, source, options, leave_out):
-        for path in files(source, *SUFFIXES):
+        for path in shards(source):
             name = relative(source, path)
             try:
                 edges = self._edges(source, name)
@@ -95,6 +87,10 @@ class VD4RL(Log):
     def numbers(self, source, item, options):
         with opened(inside(source, item.files[0]), item.name) as file:
             return self._actions(file, item, slice(*item.spec["rows"]))
+
+    def _is_shard(self, path: Path) -> bool:
+        with opened(path, path.name) as file:
+            return all(is_hard(file, key) for key in self.KEYS)
 
     def _edges(self, source: Path, name: str) -> list[int]:
         """Rows where the episodes of a shard begin, and the end."""

@@ -19,9 +19,9 @@ from veorl_tf.data.importers.base import (
     Frame,
     Item,
     Unreadable,
+    files,
     inside,
     relative,
-    walk,
 )
 from veorl_tf.data.importers.pictures import MOVING, READ_ERRORS, check_pixels, composed
 
@@ -151,12 +151,7 @@ def _seconds(span: dict, keys: tuple[str, ...]) -> float | None:
 
 def video_files(source: Path) -> Iterator[Path]:
     """All files of a source whose names end like those of videos."""
-    suffixes = (*SUFFIXES, *MOVING)
-    if source.is_file():
-        yield from [source] if source.suffix.lower() in suffixes else []
-        return
-    for folder, names in walk(source):
-        yield from (folder / name for name in names if Path(name).suffix.lower() in suffixes)
+    return files(source, lambda name: Path(name).suffix.lower() in (*SUFFIXES, *MOVING))
 
 
 def decode(path: Path, name: str, begin: float = 0.0, end: float | None = None) -> Iterator[Frame]:
