@@ -334,8 +334,6 @@ class _Run:
 
     def _jobs(self, function, keyed, todo, title, more) -> Iterator[tuple[str, dict]]:
         """Key and result of `function` for the items `todo`, in the order of completion."""
-        from envs.workers import WorkerFailure, run_jobs
-
         common = {
             "format": self.reader.name,
             "source": str(self.source),
@@ -345,27 +343,37 @@ class _Run:
         jobs = [{**common, "item": asdict(keyed[key])} for key in todo]
         if "out" in more:
             jobs = [{**job, "key": key[:12]} for job, key in zip(jobs, todo, strict=True)]
-        total = len(keyed)
-        workers = max(1, min(self.workers, len(todo)))
-        target, timeout = f"{WORK}:{function}", self.timeout
-        results = run_jobs(target, jobs, workers, timeout, rendering=False, tries=1)
-        with (
-            closing(results),
-            progress(total, total - len(todo), f"{title} {self.source.name}", "items") as bar,
+        title = f"{title} {self.source.name}"
+        for index, result in in_workers(
+            function, jobs, self.workers, self.timeout, title, len(keyed)
         ):
-            for index, result in results:
-                key = todo[index]
-                if isinstance(result, WorkerFailure):
-                    if "out" in more:
-                        failed = Unreadable(keyed[key].name, f"its reader failed: {result.reason}")
-                        self.failed.append([failed.name, failed.reason])
-                elif "error" in result:
-                    kind, text = result["error"]
-                    raise getattr(errors, kind)(text)
-                else:
-                    yield key, result
-                bar.update()
-                self.stop.raise_if_requested()
+            if not isinstance(result, Unreadable):
+                yield todo[index], result
+            elif "out" in more:
+                self.failed.append([result.name, result.reason])
+            self.stop.raise_if_requested()
+
+
+def in_workers(
+    function: str, jobs: Sequence[dict], workers: int, timeout: float, title: str, total: int
+) -> Iterator[tuple[int, Any]]:
+    """Index and result of every job, in the order of completion; Unreadable for one whose worker
+    gave none. Raises what ends the whole command. `total` counts items that were done before, too.
+    """
+    from envs.workers import WorkerFailure, run_jobs
+
+    target, workers = f"{WORK}:{function}", max(1, min(workers, len(jobs)))
+    results = run_jobs(target, jobs, workers, timeout, rendering=False, tries=1)
+    with closing(results), progress(total, total - len(jobs), title, "items") as bar:
+        for index, result in results:
+            if isinstance(result, WorkerFailure):
+                reason = f"its reader failed: {result.reason}"
+                result = Unreadable(jobs[index]["item"]["name"], reason)
+            elif "error" in result:
+                kind, text = result["error"]
+                raise getattr(errors, kind)(text)
+            yield index, result
+            bar.update()
 
 
 def _hash(value: Any) -> str:

@@ -5,24 +5,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from veorl_tf.core import errors
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.media import grid, write_png
-from veorl_tf.core.progress import progress
-from veorl_tf.data.importers.base import Footage, Item, Options
+from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable
 from veorl_tf.data.importers.registry import find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
 from veorl_tf.run.datasets import is_ready
-from veorl_tf.run.importing import IMPORT, IMPORT_HELP, WORK, options_of
+from veorl_tf.run.importing import IMPORT, IMPORT_HELP, in_workers, options_of
 
 PICTURES = 10  # of every item on the sheet
 ROWS = 8  # of the sheet
@@ -102,24 +99,12 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
 
 def look_at(format: str, source: Path, items: Sequence[Item], options: Options, timeout: float):
     """What is in each item, in their order."""
-    from envs.workers import WorkerFailure, run_jobs
-
     common = {"format": format, "source": str(source), "options": asdict(options)}
     jobs = [{**common, "item": asdict(item), "pictures": PICTURES} for item in items]
-    workers = max(1, min(cores(), len(jobs)))
-    target = f"{WORK}:look_at_item"
-    results = run_jobs(target, jobs, workers, timeout, rendering=False, tries=1)
-    looks: dict[int, dict] = {}
-    with closing(results), progress(len(jobs), 0, f"reading {source.name}", "items") as bar:
-        for index, result in results:
-            if isinstance(result, WorkerFailure):
-                reason = f"its reader failed: {result.reason}"
-                result = {"problems": [[items[index].name, reason]]}
-            if "error" in result:
-                kind, text = result["error"]
-                raise getattr(errors, kind)(text)
-            looks[index] = result
-            bar.update()
+    title, looks = f"reading {source.name}", {}
+    for index, look in in_workers("look_at_item", jobs, cores(), timeout, title, len(jobs)):
+        failed = isinstance(look, Unreadable)
+        looks[index] = {"problems": [[look.name, look.reason]]} if failed else look
     return [looks[index] for index in sorted(looks)]
 
 

@@ -61,14 +61,10 @@ class Minari(Log):
     FILE, TABLE = "main_data.hdf5", "metadata.json"
 
     def detect(self, source):
-        return any(
-            path.name == self.FILE for path in files(source, lambda name: name.endswith(self.FILE))
-        )
+        return any(True for _ in files(source, self.FILE.__eq__))
 
     def items(self, source, options, leave_out):
-        for path in files(source, lambda name: name.endswith(self.FILE)):
-            if path.name != self.FILE:
-                continue
+        for path in files(source, self.FILE.__eq__):
             name = relative(source, path)
             folder = name.removesuffix(self.FILE)
             try:
