@@ -1,5 +1,6 @@
 """`python -m veorl_tf inspect`: foreign data as they are, without importing them."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def test_videos(inspected, tmp_path):
         "format    video: mp4, mkv",
         "items     3, of which 3 were read",
         "frames    50; mean 25, from 20 to 30",
+        "becomes   1 episodes of 30 frames, 20 frames left out in stretches that are too",
         "seconds   mean 2.4, from 1.9 to 2.9",
         "pictures  32x24 in 2",
         "left out  1",
@@ -48,6 +50,20 @@ def test_videos(inspected, tmp_path):
     assert "warning:" not in printed and "\nwarning" not in printed
     with Image.open("sheet.png") as sheet:
         assert sheet.size == (10 * 66 - 2, 2 * 66 - 2)
+
+
+def test_an_import_makes_what_was_said(inspected, tmp_path, capfd):
+    for i in range(4):
+        fuzzing.video(tmp_path / "videos" / f"{i}.mp4", 40 + 10 * i)
+    flags = ["--fps", "5", "--shortest", "5", "--clip", "8"]
+    said = inspected(tmp_path / "videos", *flags)
+    assert main(["import", str(tmp_path / "videos"), str(tmp_path / "out"), *flags]) == 0
+    counts = json.loads((tmp_path / "out" / "import.json").read_text())["counts"]
+    assert counts["clips"] >= 8
+    assert f"becomes   {counts['clips']} episodes of {counts['kept']} frames" in said
+    capfd.readouterr()
+    said = inspected(tmp_path / "videos", *flags, "--sample", "2")
+    assert "becomes   about 1" in said
 
 
 def test_logs(inspected, tmp_path):

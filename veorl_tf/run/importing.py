@@ -37,6 +37,11 @@ from veorl_tf.data.importers.registry import beside, find
 
 FORMAT = 1  # of what an import writes; part of every key
 SKIPPED = 3  # exit code: something was left out
+NOTES = {
+    "cuts": "scene changes",
+    "still": "frames without movement left out",
+    "short": "frames left out in stretches that are too short",
+}
 RANGES = {
     "size": (1, 1024),
     "fps": (0, 1000),
@@ -137,11 +142,7 @@ class Result:
             f"{self.out}: {counts['clips']:,} episodes of {counts['kept']:,} frames from "
             f"{self.items:,} items ({self.format}), {self.new:,} of them new"
         ]
-        for key, what in (
-            ("cuts", "scene changes"),
-            ("still", "frames without movement left out"),
-            ("short", "frames left out in stretches that are too short"),
-        ):
+        for key, what in NOTES.items():
             if counts[key]:
                 lines.append(f"{counts[key]:,} {what}")
         if self.removed:

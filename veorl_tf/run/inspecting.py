@@ -19,14 +19,14 @@ from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable
 from veorl_tf.data.importers.registry import find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
 from veorl_tf.run.datasets import is_ready
-from veorl_tf.run.importing import IMPORT, IMPORT_HELP, in_workers, options_of
+from veorl_tf.run.importing import IMPORT, IMPORT_HELP, NOTES, in_workers, options_of
 
 PICTURES = 10  # of every item on the sheet
 ROWS = 8  # of the sheet
 SHOWN = 20  # lines on what is left out
 CONSTANT = 0.5  # grey levels by which pictures must differ to count as moving
 SURE = 0.1  # by which a turned picture must be more like the reference
-OWN = {"format", "camera", "split", "image_key", "action_key", "reward_key", "fit", "timeout"}
+OWN = {"format", "timeout", *asdict(Options())}  # flags of `import`
 INSPECT = {
     "sheet": "",
     "sample": 20,
@@ -71,8 +71,7 @@ def inspect(argv: Sequence[str]) -> int:
 
 def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     """A table of what an import would find, and pictures `[PICTURES, 64, 64, 3]` of items."""
-    known = asdict(Options())
-    options = options_of(known | {key: flags[key] for key in OWN & set(known)})
+    options = options_of(flags)
     reader, left_out = find(source, flags.format), []
     items = list(reader.items(source.absolute(), options, left_out.append))
     chosen = spaced(items, flags.sample or len(items))
@@ -87,6 +86,7 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     ]
     if looks:
         rows += footage_rows(looks) if isinstance(reader, Footage) else log_rows(looks)
+        rows.append(("becomes", outcome(looks, len(items) / len(chosen))))
     rows.append(("left out", str(len(problems))))
     rows += [("", f"{name}: {reason}") for name, reason in sorted(problems)[:SHOWN]]
     if len(problems) > SHOWN:
@@ -137,6 +137,20 @@ def log_rows(looks: Sequence[dict]) -> list[tuple[str, str]]:
         rows.append(("return", spread(rewards[:, 0], "{:.2f}")))
         rows.append(("reward", f"{rewards[:, 1].min():.4g} to {rewards[:, 2].max():.4g}"))
     return rows
+
+
+def outcome(looks: Sequence[dict], share: float) -> str:
+    """What an import makes of the items, of which one in `share` was read."""
+    counts = {name: sum(one["counts"][name] for one in looks) for name in looks[0]["counts"]}
+    about = "about " if share > 1 else ""
+    text = f"{share * counts['clips']:,.0f} episodes of {share * counts['kept']:,.0f} frames"
+    return (
+        about
+        + text
+        + "".join(
+            f", {share * counts[name]:,.0f} {what}" for name, what in NOTES.items() if counts[name]
+        )
+    )
 
 
 def warnings(looks: Sequence[dict]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from veorl_tf.core.errors import MACHINE_ERRNOS, MachineError, UserError, one_li
 from veorl_tf.data.episodes import DamagedEpisode, save_episode
 from veorl_tf.data.importers.base import (
     Footage,
+    Frame,
     Item,
     Log,
     Options,
@@ -44,8 +47,7 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
     counts, problems, numbers = Counts(), [], False
     try:
         if isinstance(reader, Footage):
-            fps = min(options.fps, reader.rate or options.fps)
-            frames = steady(reader.frames(Path(source), item, options), fps)
+            frames = steady(reader.frames(Path(source), item, options), _rate(reader, options))
             for clip in clips(frames, options, counts, problems):
                 write({"image": clip})
         else:
@@ -102,9 +104,10 @@ def look_at_item(format, source, item, options, pictures=10) -> dict:
     """What importing an item would read, and nothing is written.
 
     Returns:
-        `frames`, how many; `shape` of the first; `seconds` of footage; `pictures`, some evenly
-        spaced ones as they would be stored `[n, size, size, 3]`; of a log `keys`, `low` and `high`
-        of the actions `[A]`, `rewards` (sum, smallest, largest) or None; the `problems`.
+        `frames`, how many; `shape` of the first; `seconds` of footage; `counts` of what an import
+        would make of it; `pictures`, some evenly spaced ones as they would be stored
+        `[n, size, size, 3]`; of a log `keys`, `low` and `high` of the actions `[A]`, `rewards`
+        (sum, smallest, largest) or None; the `problems`.
     """
     reader, item, options = formats()[format], Item(**item), Options(**options)
     look = _look_at_footage if isinstance(reader, Footage) else _look_at_episode
@@ -139,12 +142,17 @@ def _episode(reader: Log, source, item, options, bounds, counts: Counts) -> dict
     out = {"image": image, **aligned(arrays, reader.alignment)}
     if bounds is not None and "action" in out:
         out["action"] = scaled(out["action"], *bounds)
-    counts.frames = len(image)
-    if len(image) < options.shortest:
-        counts.short = len(image)
-    else:
-        counts.clips, counts.kept = 1, len(image)
+    _count(len(image), options, counts)
     return out
+
+
+def _count(frames: int, options: Options, counts: Counts) -> None:
+    """An episode is imported whole, or not at all."""
+    counts.frames = frames
+    if frames < options.shortest:
+        counts.short = frames
+    else:
+        counts.clips, counts.kept = 1, frames
 
 
 def told(problems: list[Unreadable], item: Item) -> list[list[str]]:
@@ -157,35 +165,48 @@ def told(problems: list[Unreadable], item: Item) -> list[list[str]]:
 
 
 def _look_at_footage(reader: Footage, source, item, options, pictures) -> dict:
-    fit, frames, kept, every, shape = Fit(options), 0, [], 1, None
-    time, problems = 0.0, []
-    try:
+    fit, counts, problems = Fit(options), Counts(), []
+    frames, time, shape, kept, every = 0, 0.0, None, [], 1
+
+    def watched() -> Iterator[Frame]:
+        nonlocal frames, time, shape, kept, every
         for frame in reader.frames(source, item, options):
             if frames % every == 0:
-                picture = frame.picture()
-                shape = shape or picture.shape
-                kept.append(fit(picture))
+                with suppress(Unreadable):  # `clips` tells it
+                    picture = frame.picture()
+                    shape = shape or picture.shape
+                    kept.append(fit(picture))
                 if len(kept) == 2 * pictures:  # however long it is, evenly spaced ones
                     kept, every = kept[::2], 2 * every
             frames, time = frames + 1, frame.time
-    except Unreadable as error:
-        problems.append(error)
+            yield frame
+
+    for _ in clips(steady(watched(), _rate(reader, options)), options, counts, problems):
+        pass
     return {
         "frames": frames,
         "shape": shape,
         "seconds": time,
+        "counts": asdict(counts),
         "pictures": spaced(kept, pictures),
         "problems": told(problems, item),
     }
 
 
+def _rate(reader: Footage, options: Options) -> float:
+    """Frames per second of clips."""
+    return min(options.fps, reader.rate or options.fps)
+
+
 def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
     arrays = reader.episode(source, item, options)
-    fit, images = Fit(options), arrays["image"]
+    fit, images, counts = Fit(options), arrays["image"], Counts()
+    _count(len(images), options, counts)
     chosen = [fit(picture) for picture in spaced(images, pictures)]
     out = {
         "frames": len(images),
         "shape": np.shape(images[0]) if len(images) else None,
+        "counts": asdict(counts),
         "pictures": chosen,
         "keys": sorted(key for key in arrays if key != "bounds"),
     }
