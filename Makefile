@@ -2,7 +2,7 @@
 # ARGS="..." is passed on: make train ARGS="--task metaworld_drawer_open", make test ARGS="-x".
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow table lint clean
+.PHONY: help setup train test test-slow table lint audit clean
 
 # What a user's shell may hold and these commands must not see: other packages, another backend.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH TF_USE_LEGACY_KERAS
@@ -32,6 +32,11 @@ lint: ## what .ci/run asks of the style
 	@bash tools/setup.sh --dev
 	@$(python) -m ruff check --output-format concise .
 	@$(python) -m ruff format --check --quiet .
+
+audit: ## known vulnerabilities of the locked packages (wants the network)
+	@bash tools/setup.sh --dev
+	@.venv/bin/uv tool run pip-audit@2.10.1 --strict --disable-pip --require-hashes --progress-spinner off \
+		-r locks/requirements-dev.txt
 
 clean: ## remove .venv and caches; runs under logs/ and data stay
 	rm -rf .venv .pytest_cache .ruff_cache

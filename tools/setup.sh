@@ -39,16 +39,16 @@ apt_install() {  # apt_install PACKAGE...: false where that is not ours to do, o
 }
 
 suitable() {  # suitable PYTHON: is it one that TensorFlow 2.21 has wheels for?
-    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14)
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14)
                                   or sys.maxsize < 2 ** 32)' >/dev/null 2>&1
 }
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.11 python3.12 python3.13 python3.10; do
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.11 python3.12 python3.13; do
         if suitable "$candidate"; then printf '%s\n' "$candidate"; return; fi
     done
-    fail "needs a 64-bit Python >= 3.10 and < 3.14, found $(python3 --version 2>&1 || true |
+    fail "needs a 64-bit Python >= 3.11 and < 3.14, found $(python3 --version 2>&1 || true |
         head -n 1); install one and name it: PYTHON=/path/to/python3.11 make ..."
 }
 
@@ -80,15 +80,16 @@ show_large() {  # of what pip says, the downloads that take time
     done
 }
 
-install_packages() {  # install_packages FILE SIZE, unless .venv holds what FILE says already
+install_packages() {  # install_packages FILE SIZE, unless .venv holds what its lock says already
     local stamp=".venv/.installed-$1" wanted
     wanted=$({
-        cat "$1" requirements.txt requirements-import.txt requirements-lock.txt
+        cat "locks/$1"
         "$python" --version
     } | sha256sum)
     [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
     say "installing the packages of $1 (the first time $2 to download)"
-    if ! "$python" -m pip install --no-input --progress-bar off -r "$1" 2>&1 |
+    if ! "$python" -m pip install --no-input --progress-bar off --require-hashes \
+        -r "locks/$1" 2>&1 |
         tee .venv/install.log | show_large; then
         { grep -vE "^(Ignoring|Collecting|Requirement already| )" .venv/install.log || true; } |
             tail -n 8 >&2

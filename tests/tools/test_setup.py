@@ -77,20 +77,49 @@ def test_every_import_is_a_pinned_requirement():
     assert not missing, f"imported, but not in requirements.txt: {missing}"
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-lock.txt"])
-def test_pins_are_exact_and_installed(name):
-    wrong = []
+FILES = [path.name for path in sorted(ROOT.glob("requirements*.txt"))]
+
+
+def locked(name):
+    """{package: (version, hashes)} of a lock, as far as it concerns this machine."""
+    text = (ROOT / "locks" / name).read_text().replace("\\\n", " ")
+    entries = {}
+    for line in filter(None, (line.split("#")[0].strip() for line in text.splitlines())):
+        text, *hashes = line.split("--hash=")
+        requirement = Requirement(text.strip())
+        version = re.fullmatch("==([^*,]+)", str(requirement.specifier))
+        assert version, f"not pinned: {text}"
+        if requirement.marker is None or requirement.marker.evaluate():
+            entries[canonical(requirement.name)] = version[1], [h.strip() for h in hashes]
+    return entries
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_locks_hold_what_is_asked_for_with_hashes(name):
+    lock = locked(name)
     for package, requirement in requirements(name).items():
         assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), f"not pinned: {requirement}"
-        try:
-            installed = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            if name == "requirements.txt":
-                wrong.append(f"{package} is not installed")
-            continue
-        if not requirement.specifier.contains(installed, prereleases=True):
-            wrong.append(f"{requirement}, installed {installed}")
+        assert lock[package][0] == str(requirement.specifier).removeprefix("=="), package
+    for package, (_, hashes) in lock.items():
+        assert hashes, package
+        assert all(re.fullmatch("sha256:[0-9a-f]{64}", h) for h in hashes), package
+    for package, (version, hashes) in locked("requirements.txt").items():
+        assert lock[package] == (version, hashes), "one lock contradicts another"
+
+
+def test_what_is_installed_is_what_is_locked():
+    lock = locked("requirements-dev.txt")
+    wrong = []
+    for package in importlib.metadata.distributions():
+        name, version = canonical(package.metadata["Name"]), package.version
+        if name in lock and lock[name][0] != version:
+            wrong.append(f"{name} {version}, locked {lock[name][0]}")
     assert not wrong
+
+
+def test_names_no_index():
+    for path in (ROOT / "locks").iterdir():
+        assert "://" not in path.read_text(), path
 
 
 def run_setup(tmp_path, *options, python_version=None):
@@ -121,7 +150,7 @@ def test_unsuitable_python_is_one_clear_line(tmp_path, version, words):
     done = run_setup(tmp_path, python_version=version)
     assert done.returncode == 4
     [line] = done.stderr.splitlines()
-    assert line.startswith("setup: error: needs a 64-bit Python >= 3.10 and < 3.14")
+    assert line.startswith("setup: error: needs a 64-bit Python >= 3.11 and < 3.14")
     assert words in line
     assert not (tmp_path / "a folder" / ".venv" / "bin").exists()
 

@@ -278,7 +278,7 @@ def needs(package: str, what: str) -> Any:
     except ImportError:
         raise MachineError(
             f"{what} needs the package {package.split('.')[0]}: "
-            f"pip install -r requirements-import.txt"
+            f"pip install --require-hashes -r locks/requirements-import.txt"
         ) from None
 
 
