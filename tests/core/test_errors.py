@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from veorl_tf.core.errors import Interrupted, MachineError, UserError, nearest, run_main
+from veorl_tf.core.errors import Diverged, Interrupted, MachineError, UserError, nearest, run_main
 
 
 def raising(error):
@@ -19,12 +19,13 @@ def raising(error):
     [
         (UserError("bad\n  value"), 2, "error: bad value\n"),
         (MachineError("no disk"), 4, "error: no disk\n"),
-        (Interrupted(15), 143, "interrupted by SIGTERM\n"),
+        (Interrupted(15), 143, "interrupted by SIGTERM; the same command goes on\n"),
+        (Diverged("loss"), 5, "error: loss\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "/x/y"),
             4,
-            "error: No space left on device: /x/y\n",
+            "error: No space left on device: /x/y; free some, and the same command goes on\n",
         ),
         (
             PermissionError(errno.EACCES, "Permission denied", "/z"),

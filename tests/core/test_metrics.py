@@ -46,11 +46,13 @@ def test_strict(tmp_path):
 
 def test_resume_takes_back_later_lines(tmp_path):
     with Logger(tmp_path, tensorboard=False) as logger:
+        sizes = []
         for step in range(5):
             logger.scalars(step, {"a": step})
+            sizes.append(logger.sync())
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 5, "a": ')  # killed while writing
-    with Logger(tmp_path, resume_step=2, tensorboard=False) as logger:
+    with Logger(tmp_path, (2, sizes[2]), tensorboard=False) as logger:
         logger.scalars(3, {"a": 30})
     assert [(line["step"], line["a"]) for line in lines(tmp_path)] == [
         (0, 0),
@@ -70,12 +72,13 @@ def test_tensorboard(tmp_path):
 
     frames = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
     with Logger(tmp_path) as logger:
+        sizes = []
         for step in range(5):
             logger.scalars(step, {"a": step})
+            sizes.append(logger.sync())
         logger.image(1, "picture", frames[0])
         logger.video(1, "film", frames, fps=10)
-        logger.flush()
-    with Logger(tmp_path, resume_step=2) as logger:
+    with Logger(tmp_path, (2, sizes[2])) as logger:
         logger.scalars(3, {"a": math.inf})
     events = EventAccumulator(str(tmp_path))
     events.Reload()

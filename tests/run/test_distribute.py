@@ -107,9 +107,10 @@ def test_two_devices(one, flags, tmp_path):
     """Two stages on two devices, several updates a call; interrupted, then continued on one."""
     logdir = tmp_path / "run"
     arguments = flags(logdir, distribute="mirrored", updates_per_call=2, **RARELY)
-    code, output = finish(start(arguments, DEVICES=2, STOP_AT=5))  # calls of 2 + 1 updates
+    code, output = finish(start(arguments, DEVICES=2, STOP_AT=4))  # calls of 2 + 1 updates
     assert code == 143, output
-    assert "saved at update 2 of stage behavior; the same command continues" in output
+    assert "saved at update 3 of stage model" in output
+    assert "interrupted by SIGTERM; the same command goes on" in output
     assert job.train(flags(logdir, **RARELY)) == 0
     assert_same_run(logdir, one)
 

@@ -76,7 +76,7 @@ def test_stopped_in_every_stage(undisturbed, configured, tmp_path, stop_at, capf
     """In the midst of each stage, and at the last update of one, where nothing of it is left."""
     config = configured(tmp_path / "run")
     # Updates into this start, stage index and update at which it must have been saved.
-    for count, stage, update in [(2, 0, 2), (4, 1, 1), (4, 1, 5), (4, 2, 4)]:
+    for count, stage, update in [(2, 0, 2), (5, 1, 2), (3, 1, 5), (4, 2, 4)]:
         stop_at(count)
         with pytest.raises(Interrupted) as caught:
             run(config, open_run(config, NAMES), strict=True)
@@ -96,6 +96,15 @@ def test_stopped_in_every_stage(undisturbed, configured, tmp_path, stop_at, capf
     assert lines(directory) == lines(undisturbed)
     assert len(lines(directory)) == 15 + 3 * 3  # updates, validations at 2, 4, 5
     assert result["training_seconds"] >= 1
+
+
+def test_stopped_before_there_is_anything_to_save(configured, tmp_path, stop_at):
+    """While the first update is compiled a signal need not wait for it."""
+    config = configured(tmp_path / "run")
+    stop_at(1)
+    with pytest.raises(Interrupted):
+        run(config, open_run(config, NAMES), strict=True)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_several_updates_per_call(undisturbed, configured, tmp_path, monkeypatch):
@@ -143,12 +152,12 @@ def test_a_damaged_checkpoint_costs_only_its_updates(
     assert checkpoint.names(directory.checkpoints) == ["update-0-000000003", "update-0-000000004"]
     newest = directory.checkpoints / "update-0-000000004.npz"
     newest.write_bytes(newest.read_bytes()[:-100])
-    stop_at(1)
+    stop_at(2)
     with pytest.raises(Interrupted):
         run(config, directory, strict=True)
     assert "passed over" in capfd.readouterr().err
-    assert [line["step"] for line in lines(directory)] == [1, 2, 2, 3, 4, 4]
-    assert checkpoint.latest(directory.checkpoints) == "update-0-000000004"
+    assert [line["step"] for line in lines(directory)] == [1, 2, 2, 3, 4, 4, 5, 5]
+    assert checkpoint.latest(directory.checkpoints) == "update-0-000000005"
 
 
 def test_init_from(undisturbed, configured, tmp_path, stop_at):
@@ -158,11 +167,11 @@ def test_init_from(undisturbed, configured, tmp_path, stop_at):
         init_from=str(undisturbed.path),
         **{"stages.(abstraction|model).updates": 0, "actor.lr": 0.0},
     )
-    stop_at(1)
+    stop_at(2)
     with pytest.raises(Interrupted):
         run(config, open_run(config, NAMES), strict=True)
     arrays, manifest, name = load_weights(tmp_path / "run")
-    assert name == "update-2-000000001" and manifest["begun"] == ["behavior"]
+    assert name == "update-2-000000002" and manifest["begun"] == ["behavior"]
     before, after = weights(undisturbed, "behavior"), {k: v.tobytes() for k, v in arrays.items()}
     same = [k for k in before if k.startswith(("trunk/", "encoder/", "actor/", "ban/"))]
     assert same and all(before[k] == after[k] for k in same)
@@ -203,7 +212,7 @@ def test_actions_come_from_the_data(configured, tmp_path, stop_at):
         target_dataset=str(tmp_path / "robot"),
         **{"log.video_every": 0, "log.validation_every": 0},
     )
-    stop_at(1)
+    stop_at(2)
     with pytest.raises(Interrupted):
         run(config, open_run(config, NAMES), strict=True)
     arrays, manifest, _ = load_weights(tmp_path / "run")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import tensorflow as tf
 
 from veorl_tf.core import seeds
-from veorl_tf.nets.optimizers import LossScale, Optimizer
+from veorl_tf.nets.optimizers import LossScale, Optimizer, Skips
 from veorl_tf.nets.parallel import add_up
 
 Batches = Mapping[str, Mapping[str, tf.Tensor]]
@@ -64,6 +64,10 @@ class Stage:
     begin: Callable[[], None] = field(default=lambda: None)
     before_update: Callable[[tf.Tensor], None] = field(default=lambda index: None)
     after_update: Callable[[Mapping[str, tf.Tensor]], None] = field(default=lambda metrics: None)
+    skips: Skips = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "skips", Skips(self.name))
 
     def start(self) -> None:
         """What happens once before the first update: `begin`, and fresh optimisers."""
@@ -71,11 +75,12 @@ class Stage:
         for group in self.groups.values():
             group.reset()
         self.loss_scale.reset()
+        self.skips.reset()
 
     @property
     def state(self) -> dict[str, tf.Variable]:
         """The optimisers' variables, by path."""
-        parts = [*self.groups.values(), self.loss_scale]
+        parts = [*self.groups.values(), self.loss_scale, self.skips]
         return {path: v for part in parts for path, v in part.state.items()}
 
     @property
@@ -176,21 +181,31 @@ class Update:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(variables.values()))
             terms, metrics = stage.losses(batches, _fold(self._seed, index))
+            self._terms = list(terms)
             total = weighted_sum(terms, stage.scales)
             scaled = total * stage.loss_scale.scale
         grads = tape.gradient(scaled, variables, unconnected_gradients="zero")
         grads = add_up({path: tf.convert_to_tensor(grad) for path, grad in grads.items()})
-        all_finite = tf.constant(True)
+        finite = all_finite = tf.math.is_finite(total)
         for name, group in stage.groups.items():
             own = {path: grads[path] for path in group.variables}
-            finite, applied = group.apply(own, stage.loss_scale.scale)
-            all_finite &= finite
+            made, applied = group.apply(own, stage.loss_scale.scale, finite)
+            all_finite &= made
             metrics.update({f"{name}/{k}": v for k, v in applied.items()})
+        metrics["skipped_in_a_row"] = stage.skips.count(
+            list(terms.values()), all_finite, stage.loss_scale
+        )
         if stage.loss_scale.active:
             metrics["loss_scale"] = tf.identity(stage.loss_scale.scale)
         stage.loss_scale.adapt(all_finite)
         stage.after_update(metrics)
         return {**_named(terms), **metrics, "loss/total": total}
+
+    def first_not_finite(self) -> list[str]:
+        """The losses that were not finite when updates began to be skipped; none if it was the
+        gradients alone."""
+        bits = int(self.stage.skips.terms.numpy())
+        return [f"loss/{name}" for i, name in enumerate(self._terms) if bits >> i & 1]
 
     def _measure(self, batches: Batches, index: tf.Tensor) -> dict[str, tf.Tensor]:
         return self._everywhere(self._measure_replica, batches, index)

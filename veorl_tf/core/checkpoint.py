@@ -104,6 +104,11 @@ def load(
         raise DamagedCheckpoint(f"{archive_path}: {error}") from None
 
 
+def manifest(directory: str | Path, name: str) -> dict[str, Any]:
+    """A checkpoint's manifest alone. Raises DamagedCheckpoint."""
+    return _header(Path(directory), name)["manifest"]
+
+
 def names(directory: str | Path) -> list[str]:
     """Checkpoints in the order of writing; those with unreadable manifests come last."""
     directory = Path(directory)

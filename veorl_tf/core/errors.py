@@ -1,8 +1,8 @@
 """Errors that a user can mend, and the exit codes that go with them.
 
 Exit codes of every command: 0 done, 2 wrong input, 3 done but for what could not be imported, 4 the
-machine (missing library, full disk), 128 + signal number when interrupted. A bug is none of these:
-it keeps its traceback and exits with 1.
+machine (missing library, full disk), 5 numbers that were not finite again and again, 128 + signal
+number when interrupted. A bug is none of these: it keeps its traceback and exits with 1.
 """
 
 from __future__ import annotations
@@ -27,17 +27,27 @@ class MachineError(Exception):
     exit_code = 4
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal and has stopped tidily."""
+class Diverged(Exception):
+    """Training has no finite numbers left: the message says in one line which went first."""
 
-    def __init__(self, signum: int):
-        super().__init__(f"interrupted by {signal.Signals(signum).name}")
-        self.signum = int(signum)
+    exit_code = 5
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal and has stopped tidily. `how` says how to go on."""
+
+    def __init__(self, signum: int, how: str = "the same command goes on"):
+        super().__init__(signum, how)
+        self.signum, self.how = int(signum), how
         self.exit_code = 128 + self.signum
+
+    def __str__(self) -> str:
+        return f"interrupted by {signal.Signals(self.signum).name}; {self.how}"
 
 
 # Failures of the operating system that are the machine's state, not a bug of ours.
-MACHINE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MACHINE_ERRNOS = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 
 
 def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
@@ -50,9 +60,12 @@ def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str
     Returns:
         The process's exit code. Exceptions that are not listed here are bugs and pass through.
     """
+    from veorl_tf.core.interrupt import interruptible
+
     try:
-        return int(function(argv) or 0)
-    except (UserError, MachineError) as error:
+        with interruptible():
+            return int(function(argv) or 0)
+    except (UserError, MachineError, Diverged) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except Interrupted as error:
@@ -70,7 +83,8 @@ def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str
         if error.errno not in MACHINE_ERRNOS:
             raise
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror}{where}", file=sys.stderr)
+        then = "; free some, and the same command goes on" if error.errno in FULL else ""
+        print(f"error: {error.strerror}{where}{then}", file=sys.stderr)
         return MachineError.exit_code
 
 

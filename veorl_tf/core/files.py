@@ -94,7 +94,7 @@ def sweep_leftovers(directory: str | Path) -> list[Path]:
     removed = []
     for path in Path(directory).glob(".*.tmp"):
         match = _LEFTOVER.match(path.name)
-        if not match or match["host"] != _host() or _runs(int(match["pid"])):
+        if not match or match["host"] != host() or runs(int(match["pid"])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -132,14 +132,16 @@ def require_free(directory: str | Path, need: int, what: str) -> None:
 
 
 def _temporary_name(name: str) -> str:
-    return f".{name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    return f".{name}.{host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
-def _host() -> str:
+def host() -> str:
+    """This machine's name, as part of a file's name."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", platform.node()) or "host"
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Whether a process of this host runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,14 +1,25 @@
-"""Ctrl-C and SIGTERM as a flag that a loop looks at between updates, to save and leave."""
+"""Ctrl-C and SIGTERM: an exception where nothing would be lost, and in loops a flag that they look
+at between updates, to save and leave."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from veorl_tf.core.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A whole command: the first SIGINT or SIGTERM raises `Interrupted` wherever it is, the second
+    leaves at once."""
+    with StopRequest(at_once=True):
+        yield
 
 
 class StopRequest:
@@ -23,12 +34,14 @@ class StopRequest:
                     stop.raise_if_requested()
 
     Attributes:
+        at_once: while true, the first signal raises `Interrupted`: there is nothing to save yet.
         requested: whether a signal came, or `request()` was called.
         signum: which one, or None.
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool = False) -> None:
+        self.at_once = at_once
         self.signum: int | None = None
         self.asked = False
         self._former: dict[int, object] = {}
@@ -61,6 +74,8 @@ class StopRequest:
             self._restore()
             os._exit(128 + signum)
         self.signum = signum
+        if self.at_once:
+            raise Interrupted(signum)
         # os.write, not print: the handler may run in the middle of another print.
         os.write(2, b"\nstopping after this step; once more leaves at once without saving\n")
 

@@ -1,21 +1,21 @@
 """Where metrics go: `metrics.jsonl`, one JSON object a line, and TensorBoard.
 
-Both continue after a crash as if nothing had happened: lines and events after the step that a run
-resumes from are taken back. A number that is not finite becomes null in metrics.jsonl, since JSON
-has no NaN, and stays what it is in TensorBoard.
+Both continue after a crash as if nothing had happened: what was written after the checkpoint that
+a run resumes from is taken back. A number that is not finite becomes null in metrics.jsonl, since
+JSON has no NaN, and stays what it is in TensorBoard.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from veorl_tf.core.files import atomic_write
 from veorl_tf.core.media import gif_bytes, png_bytes
 from veorl_tf.core.metrics_table import METRICS, Metric, describe, markdown
 
@@ -27,8 +27,8 @@ class Logger:
 
     Args:
         logdir: the run's directory; events go there too, so `tensorboard --logdir logs` finds them.
-        resume_step: lines with a greater step are removed, and TensorBoard forgets events after it.
-            None appends.
+        resume: step and size of metrics.jsonl (of `sync`) to go back to: what was written later is
+            removed, and TensorBoard forgets events of later steps. None appends.
         strict: a metric that `METRICS` does not describe raises KeyError instead of being written.
         tensorboard: False writes metrics.jsonl alone.
     """
@@ -36,16 +36,16 @@ class Logger:
     def __init__(
         self,
         logdir: str | Path,
-        resume_step: int | None = None,
+        resume: tuple[int, int] | None = None,
         strict: bool = False,
         tensorboard: bool = True,
     ):
         self.logdir, self.strict = Path(logdir), strict
         self.logdir.mkdir(parents=True, exist_ok=True)
         self._path = self.logdir / "metrics.jsonl"
-        _cut(self._path, resume_step)
+        _cut(self._path, None if resume is None else resume[1])
         self._file = open(self._path, "a", encoding="utf-8")
-        self._events = _Events(self.logdir, resume_step) if tensorboard else None
+        self._events = _Events(self.logdir, resume and resume[0]) if tensorboard else None
 
     def scalars(self, step: int, values: Mapping[str, float], stage: str = "") -> None:
         """Write one line {"step": n, "stage": name, metric: value, ...}.
@@ -78,11 +78,13 @@ class Logger:
         if self._events:
             self._events.picture(int(step), name, gif_bytes(frames, fps), frames.shape[1:3])
 
-    def flush(self) -> None:
-        """Hand everything to the operating system."""
+    def sync(self) -> int:
+        """Bring everything to the disk; returns the size of metrics.jsonl, for `resume`."""
         self._file.flush()
+        os.fsync(self._file.fileno())
         if self._events:
             self._events.writer.flush()
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Flush and close; may be called twice."""
@@ -106,6 +108,9 @@ class Silence:
     def image(self, step: int, name: str, image: np.ndarray) -> None: ...
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float = 20) -> None: ...
+
+    def sync(self) -> int:
+        return 0
 
     def close(self) -> None: ...
 
@@ -158,10 +163,9 @@ def read_metrics(path: str | Path) -> list[dict[str, object]]:
     return lines
 
 
-def _cut(path: Path, step: int | None) -> None:
-    """Remove lines of later steps and a half-written last one."""
+def _cut(path: Path, size: int | None) -> None:
+    """Remove what follows the first `size` bytes, and a half-written last line."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if step is None or line.get("step", 0) <= step]
-    with atomic_write(path, "w") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept)
+    content = path.read_bytes()[:size]
+    os.truncate(path, content.rfind(b"\n") + 1)

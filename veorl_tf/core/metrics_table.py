@@ -107,6 +107,10 @@ METRICS: dict[str, Metric] = {
     "value": Metric("reward", "Mean of the critic's prediction in imagination."),
     "actor_entropy": Metric("nats", "Mean entropy of the policy in imagination."),
     "*/grad_norm": Metric("1", "Global gradient norm of an optimiser group before clipping."),
+    "skipped_in_a_row": Metric(
+        "updates",
+        "Updates skipped since the last that was made: a loss or a gradient was not finite.",
+    ),
     "*/skipped": Metric(
         "steps", "Steps of a group skipped so far because a gradient was not finite."
     ),

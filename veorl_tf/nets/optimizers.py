@@ -41,6 +41,39 @@ class LossScale:
         own(self.finite_run).assign(tf.where(grow, 0, run))
 
 
+class Skips:
+    """Counts updates in a row that were skipped, since numbers were not finite.
+
+    An overflow of float16 gradients does not count while a smaller loss scale may mend it. `terms`
+    are the losses that were not finite when it began, one bit each.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.run = tf.Variable(0, trainable=False, dtype=tf.int32)
+        self.terms = tf.Variable(0, trainable=False, dtype=tf.int32)
+
+    @property
+    def state(self) -> dict[str, tf.Variable]:
+        return {f"skips/{self.name}/run": self.run, f"skips/{self.name}/terms": self.terms}
+
+    def reset(self) -> None:
+        self.run.assign(0)
+        self.terms.assign(0)
+
+    def count(self, losses: list[tf.Tensor], finite: tf.Tensor, scale: LossScale) -> tf.Tensor:
+        """After an update: its losses, and whether they and all gradients were finite. Returns the
+        count."""
+        bad = tf.stack([~tf.math.is_finite(loss) for loss in losses])
+        bits = tf.reduce_sum(tf.where(bad, 2 ** tf.range(len(losses)), 0))
+        smaller = scale.scale > scale.SMALLEST if scale.active else tf.constant(False)
+        counts = ~finite & ((bits > 0) | ~smaller)
+        run = tf.where(counts, self.run + 1, tf.where(finite, 0, self.run))
+        own(self.terms).assign(tf.where(counts & (self.run == 0), bits, self.terms))
+        own(self.run).assign(run)
+        return run
+
+
 class Optimizer:
     """What the optimisers share: clipping, warm-up, weight decay, moments by path.
 
@@ -97,15 +130,18 @@ class Optimizer:
             variable.assign(tf.zeros_like(variable))
 
     def apply(
-        self, grads: dict[str, tf.Tensor], scale: tf.Tensor | float = 1.0
+        self,
+        grads: dict[str, tf.Tensor],
+        scale: tf.Tensor | float = 1.0,
+        allowed: tf.Tensor | bool = True,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """One step with float32 gradients by path, of a loss that was multiplied by `scale`;
-        returns whether they were finite, and metrics.
+        """One step with float32 gradients by path, of a loss that was multiplied by `scale`, if it
+        is `allowed`; returns whether it was made, and metrics.
 
         The clip scales all gradients of the group by `min(1, clip / norm)`.
         """
         norm = tf.linalg.global_norm(list(grads.values())) / scale
-        finite = tf.math.is_finite(norm)
+        finite = tf.math.is_finite(norm) & allowed
         factor = (self.clip / tf.maximum(norm, self.clip) if self.clip else 1.0) / scale
         own(self.steps).assign_add(tf.cast(finite, tf.int32))
         own(self.skipped).assign_add(tf.cast(~finite, tf.int32))

@@ -7,20 +7,25 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from veorl_tf.core import checkpoint, hardware
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import UserError
+from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.files import atomic_write
+from veorl_tf.core.lock import locked
 
 # Keys that change where or how often something is written, never what is learnt.
 HARMLESS = re.compile(
-    r"logdir|datadir|fresh|log\..*|env\.workers|data\.prefetch|updates_per_call|distribute"
+    r"logdir|datadir|fresh|force|log\..*|env\.workers|data\.prefetch|updates_per_call|distribute"
+    r"|max_skipped"
 )
+BUDGET = re.compile(r"stages\.(\w+)\.updates")
+SHOWN = 4  # changed keys in a line
 # What `make table` itself changes, and other prose, makes no other revision.
 NOT_CODE = (":!README.md", ":!docs", ":!results", ":!benchmarks/results")
 PACKAGES = (
@@ -44,6 +49,11 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains here."""
+        return self.path / "run.lock"
 
     @property
     def checkpoints(self) -> Path:
@@ -74,21 +84,19 @@ class RunDirectory:
         return json.loads(self.result.read_text()) if self.result.exists() else None
 
 
-def open_run(config: Config, names: Sequence[str]) -> RunDirectory:
+def open_run(config: Config, names: Sequence[str], run: RunDirectory | None = None) -> RunDirectory:
     """The directory of the run that `config` describes, new or to be continued.
 
-    Raises UserError when the directory holds a run with another configuration. A run that has no
-    checkpoint yet takes the new one: it may have failed at a flag that was mended since.
+    Raises UserError when the directory holds a run with another configuration, unless the change is
+    harmless, extends a budget, or `config.force`. A run that has no checkpoint yet takes the new
+    one: it may have failed at a flag that was mended since.
     """
-    run = RunDirectory(run_path(config, names))
+    run = run or RunDirectory(run_path(config, names))
     path = run.path
     if run.started:
-        _refuse_changes(load_config(path), config, path)
+        _take_changes(run, config)
         return run
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--logdir {path}: a file; name a folder")
-    if path.exists() and not run.config.exists() and any(path.iterdir()):
-        raise UserError(f"--logdir {path}: a folder with other files; name a new or empty one")
+    require_place(run)
     path.mkdir(parents=True, exist_ok=True)
     with atomic_write(path / "versions.json", "w") as file:
         json.dump(provenance() | {"configs": list(names)}, file, indent=1)
@@ -97,18 +105,34 @@ def open_run(config: Config, names: Sequence[str]) -> RunDirectory:
     return run
 
 
+@contextmanager
+def owned(run: RunDirectory) -> Iterator[None]:
+    """Only one process trains in a run's directory. Raises UserError when another one does."""
+    require_place(run)
+    with locked(run.lock, f"trains in {run.path}"):
+        yield
+
+
+def require_place(run: RunDirectory) -> None:
+    """Raises UserError when the directory is somebody else's."""
+    path = run.path
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--logdir {path}: a file; name a folder")
+    others = path.exists() and any(one != run.lock for one in path.iterdir())
+    if others and not run.config.exists():
+        raise UserError(f"--logdir {path}: a folder with other files; name a new or empty one")
+
+
 def run_path(config: Config, names: Sequence[str]) -> Path:
     """Where the run that `config` describes lives, or shall live."""
     path = Path(config.logdir or f"logs/{default_name(config, names)}").expanduser()
     return _next_free(path) if config.fresh else path
 
 
-def settle(config: Config, names: Sequence[str]) -> Config:
+def settle(config: Config, run: RunDirectory) -> Config:
     """`config` with what `auto` means here, or meant where the run was begun."""
     automatic = [key for key, auto in hardware.AUTO.items() if config[key] == auto]
-    path = run_path(config, names)
-    begun = RunDirectory(path).started
-    found = load_config(path).flat if begun else hardware.resolve(config.distribute)
+    found = load_config(run.path).flat if run.started else hardware.resolve(config.distribute)
     return config.update({key: found[key] for key in automatic})
 
 
@@ -193,17 +217,40 @@ def _next_free(path: Path) -> Path:
     return candidate
 
 
-def _refuse_changes(before: Config, now: Config, path: Path) -> None:
-    old, new = before.flat, now.flat
+def _take_changes(run: RunDirectory, config: Config) -> None:
+    """Makes `config` the run's, if the run can go on with it."""
+    before, now = load_config(run.path), config.flat
+    old = before.flat
     changed = [
         key
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key) and not HARMLESS.fullmatch(key)
+        for key in sorted({*old, *now})
+        if old.get(key) != now.get(key) and not HARMLESS.fullmatch(key)
     ]
-    if changed:
-        shown = ", ".join(f"{k} {old.get(k)!r} -> {new.get(k)!r}" for k in changed[:4])
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    extended = [key for key in changed if _extends(run, key, old, now)]
+    shown = ", ".join(f"{k} {old.get(k)!r} -> {now.get(k)!r}" for k in changed[:SHOWN])
+    shown += f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    if extended != changed and not config.force:
         raise UserError(
-            f"{path} was started with another configuration ({shown}{more}); use the "
-            f"same flags, another --logdir, or --fresh"
+            f"{run.path} was started with another configuration ({shown}); use the "
+            f"same flags, another --logdir, or --fresh; --force goes on with the new one"
         )
+    if not changed:
+        return
+    warn(f"{run.path} goes on with another configuration: {shown}")
+    with atomic_write(run.config, "w") as file:
+        file.write(config.to_yaml())
+    if extended:
+        run.result.unlink(missing_ok=True)
+
+
+def _extends(run: RunDirectory, key: str, old: Mapping, now: Mapping) -> bool:
+    """Whether a change gives more updates to a stage after which no other has begun: so far the run
+    is what it would be with the larger budget."""
+    budget = BUDGET.fullmatch(key)
+    if not budget or key not in old or key not in now or now[key] < old[key]:
+        return False
+    newest = checkpoint.latest(run.checkpoints) if run.checkpoints.is_dir() else None
+    if newest is None:
+        return True
+    manifest = checkpoint.manifest(run.checkpoints, newest)
+    return budget[1] == manifest["stage_name"] or budget[1] not in manifest["begun"]

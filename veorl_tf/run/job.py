@@ -7,14 +7,15 @@ import re
 import shlex
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from veorl_tf.core.config import Config, load_blocks
-from veorl_tf.core.errors import UserError
+from veorl_tf.core.errors import Interrupted, UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import Request, parse_flags
 from veorl_tf.core.interrupt import StopRequest
@@ -25,6 +26,7 @@ from veorl_tf.run.directory import (
     RunDirectory,
     load_config,
     open_run,
+    owned,
     provenance,
     run_path,
     settle,
@@ -99,13 +101,18 @@ def train(argv: Sequence[str]) -> int:
     from veorl_tf.run.replicas import Replicas
 
     replicas = Replicas(request.config.distribute)
-    with replicas.together():
+    directory = RunDirectory(run_path(request.config, request.names))
+    again = f"with --logdir {directory.path} and without --fresh " * request.config.fresh
+    with (
+        replicas.together(),
+        owned(directory) if replicas.chief else nullcontext(),
+        going_on(f"the same command {again}goes on"),
+    ):
         with replicas.chief_first():
-            config = settle(request.config, request.names)
+            config = settle(request.config, directory)
             check_compiler(config)
-            directory = RunDirectory(run_path(config, request.names))
             if replicas.chief:
-                directory = open_run(config, request.names)
+                open_run(config, request.names, directory)
         replicas.require_same("the configuration", [fingerprint(config)])
         result = directory.finished()
         replicas.require_same("whether the run is finished", [result is not None])
@@ -115,6 +122,15 @@ def train(argv: Sequence[str]) -> int:
     print(f"{directory.path}: this run is finished. {outcome(result)}")
     print(where(directory))
     return 0
+
+
+@contextmanager
+def going_on(how: str) -> Iterator[None]:
+    """What an interruption says of how to go on."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(error.signum, how) from None
 
 
 def check(config: Config) -> None:

@@ -12,7 +12,7 @@ from veorl_tf.agents.registry import make_agent
 from veorl_tf.agents.stage import Stage, Update
 from veorl_tf.core import checkpoint, hardware, seeds
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import UserError, warn
+from veorl_tf.core.errors import Diverged, UserError, warn
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.metrics import Logger, Silence
 from veorl_tf.core.progress import progress
@@ -67,12 +67,13 @@ class OfflineTraining:
         datasets.check_actions(self.stores["target"], self.bounds, self.agent.action_space)
         self.stage, self.update, self.begun, self.seconds = 0, 0, [], 0.0
         self.owes_evaluation = False  # one that a signal cut short
+        self.logged = 0  # bytes of metrics.jsonl
         self.started = time.monotonic()
         self.restore()
         self.require_same_start()
         self.logger, self.evaluator = Silence(), None
         if self.replicas.chief:
-            self.logger = Logger(directory.path, resume_step=self.step, strict=strict)
+            self.logger = Logger(directory.path, (self.step, self.logged), strict)
             if config.task != "none":
                 spec = {"task": config.task, **env_options(config)}
                 self.evaluator = Evaluator(spec, config.env.workers)
@@ -134,7 +135,7 @@ class OfflineTraining:
         arrays, manifest = checkpoint.load(self.directory.checkpoints, name)
         self.stage, self.update = manifest["stage"], manifest["update"]
         self.begun, self.seconds = list(manifest["begun"]), manifest["seconds"]
-        self.owes_evaluation = manifest.get("owes_evaluation", False)
+        self.owes_evaluation, self.logged = manifest["owes_evaluation"], manifest["logged"]
         assign(self.agent.weights(), arrays, name)
         assign(self.stages[self.stage].state, arrays, name)
         if self.update < self.budgets[self.stage]:
@@ -156,6 +157,7 @@ class OfflineTraining:
             "step": self.step,
             "seconds": self.clock(),
             "owes_evaluation": self.owes_evaluation,
+            "logged": self.logger.sync(),
             "config": self.config.flat,
             "action": vars(self.agent.action_space),
             "bounds": self.bounds,
@@ -200,7 +202,7 @@ class OfflineTraining:
         if not held_out:
             warn(f"no validation losses in stage {stage.name}: no held-out episode is long enough")
         with (
-            StopRequest() as stop,
+            StopRequest(at_once=self.replicas.processes == 1) as stop,
             Batches(
                 training,
                 self.config.seed,
@@ -232,7 +234,9 @@ class OfflineTraining:
                         metrics = {k: v[count - 1] for k, v in metrics.items()}
                     if pace.most > 1 or self.due(log.every):
                         metrics = {k: float(v) for k, v in metrics.items()}
+                stop.at_once = False  # from now on there is something to save
                 bar.update(count)
+                self.require_finite(update, metrics)
                 if self.due(log.every):
                     self.log(metrics | watch.read() | {"time/total": self.clock()}, bar)
                 if held_out and self.due(log.validation_every):
@@ -243,6 +247,19 @@ class OfflineTraining:
                     self.evaluate(stop, bar)
                 self.keep_or_leave(stage, stop, bar)
 
+    def require_finite(self, update: Update, metrics: dict) -> None:
+        """Raises Diverged when too many updates in a row were skipped."""
+        most, row = self.config.max_skipped, int(metrics["skipped_in_a_row"])
+        if most and row >= most:
+            first = " and ".join(update.first_not_finite()) or "gradients"
+            saved = checkpoint.latest(self.directory.checkpoints)
+            raise Diverged(
+                f"{self.directory.path}: {row} updates in a row were skipped by update "
+                f"{self.update} of stage {update.stage.name}: first {first} were not finite; the "
+                f"newest checkpoint is {saved or 'none'}; try a lower learning rate, another "
+                f"--precision, or look at the data"
+            )
+
     def keep_or_leave(self, stage: Stage, stop: StopRequest, bar) -> None:
         """After an update: a checkpoint when one is due, or when any process was asked to stop, and
         then the end."""
@@ -250,15 +267,8 @@ class OfflineTraining:
         if leave or self.due(self.config.log.checkpoint_every):
             self.save(checkpoint.update_name(self.stage, self.update))
         if leave:
-            bar.note(
-                f"saved at update {self.update} of stage {stage.name}; the same "
-                f"command {self.again()}continues"
-            )
+            bar.note(f"saved at update {self.update} of stage {stage.name}")
             stop.raise_if_requested()
-
-    def again(self) -> str:
-        """How the command changes to go on: `--fresh` would begin another run."""
-        return f"with --logdir {self.directory.path} and without --fresh " * self.config.fresh
 
     def due(self, every: int) -> bool:
         return every > 0 and (self.update % every == 0 or self.update == self.budgets[self.stage])
