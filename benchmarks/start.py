@@ -47,13 +47,15 @@ def measure(options, logdir: str) -> dict[str, float]:
 
     from veorl_tf.core.config import load_blocks, resolve
     from veorl_tf.run import job
+    from veorl_tf.run.checking import check
+    from veorl_tf.run.directory import RunDirectory
 
     overrides = {"task": options.task, "logdir": logdir}
     request = resolve(load_blocks(job.BLOCKS)[0], options.configs, overrides)
-    job.check(request)
+    check(request)
     mark("configuration")
     job.load_tensorflow()
-    config = job.settle(request, options.configs)
+    config = job.settle(request, RunDirectory(Path(logdir)))
     mark("importing TensorFlow")
     from veorl_tf.agents.stage import Update
     from veorl_tf.run.offline import OfflineTraining

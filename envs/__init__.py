@@ -37,6 +37,7 @@ COWORLD_TASKS = (  # the six of CoWorld's Meta-World table
     "metaworld_drawer_close",
     "metaworld_button_press_topdown",
 )
+ACTION_SIZE = 4  # of all of them: the hand's three directions, and the gripper
 FETCH_TASKS = ("fetch_reach", "fetch_push", "fetch_slide", "fetch_pick_and_place")
 
 

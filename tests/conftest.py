@@ -47,6 +47,28 @@ TINY = {
 }
 
 
+FAULTS = pytest.StashKey[list]()
+
+
+def pytest_configure(config) -> None:
+    config.stash[FAULTS] = []
+
+
+@pytest.fixture(scope="session")
+def faults(request) -> list[tuple[str, str, str]]:
+    """Rows (fault, where, what became of it) of the table that the tests print in the end."""
+    return request.config.stash[FAULTS]
+
+
+def pytest_terminal_summary(terminalreporter, config) -> None:
+    rows = config.stash[FAULTS]
+    if rows:
+        terminalreporter.section("faults injected, and survived")
+        widths = [max(len(row[i]) for row in rows) for i in range(2)]
+        for fault, where, outcome in rows:
+            terminalreporter.line(f"{fault:<{widths[0]}}  {where:<{widths[1]}}  {outcome}")
+
+
 @pytest.fixture(scope="session")
 def blocks() -> dict[str, dict[str, Any]]:
     """The blocks of `configs.yaml`."""

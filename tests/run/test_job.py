@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from veorl_tf.run.checking import check
 from veorl_tf.run.directory import RunDirectory
-from veorl_tf.run.job import check, dataset_scores, outcome, train, where
+from veorl_tf.run.job import dataset_scores, outcome, train, where
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +78,16 @@ BASE = ["--configs", "metaworld", "veorl", "debug"]
             ["--configs", "metaworld", "dreamerv3_nature", "size_s"],
             ["--configs size_s", "sizes of v3", "backbone is nature"],
         ),
+        ([*BASE, "--v2.classes", "16"], ["--v2.classes", "v2.latent is gaussian", "categorical"]),
+        ([*BASE, "--kl.dyn", "1"], ["--kl.dyn", "backbone is v2", "v3 or nature"]),
+        ([*BASE, "--action.discrete"], ["--action.discrete", "continuous"]),
+        ([*BASE, "--action.size", "7"], ["--action.size 7", "4 numbers"]),
+        ([*BASE, "--model.lr", "-1e-4"], ["--model.lr -0.0001", "at least 0"]),
+        ([*BASE, "--model.lr", "inf"], ["--model.lr inf", "finite"]),
+        ([*BASE, "--model.lr", "nan"], ["--model.lr", "a number expected"]),
+        ([*BASE, "--behavior.gamma", "1.1"], ["--behavior.gamma 1.1", "at most 1"]),
+        ([*BASE, "--critic.eps", "0"], ["--critic.eps 0.0", "more than 0"]),
+        ([*BASE, "--seed", "-1"], ["--seed -1", "at least 0"]),
         ([*BASE, "--v3.unimix", "1.0"], ["--v3.unimix 1.0", "less than 1"]),
         ([*BASE, "--behavior.slow_fraction", "0.0"], ["slow_fraction 0.0", "more than 0"]),
         (

@@ -195,6 +195,34 @@ def test_episodes_too_short(configured, tmp_path, change, words):
         run(config, open_run(config, NAMES))
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"data.length": 40}, "windows of 40 frames need .* metaworld_door_close-medium have 6"),
+        ({"data.source_length": 60}, "windows of 60 frames need .* those of fetch-clips have 9"),
+    ],
+)
+def test_episodes_that_would_be_too_short_are_not_made(configured, tmp_path, flags, words):
+    made = {"task": "metaworld_door_close", "target_dataset": "", "source_videos": ""}
+    made |= {"datadir": str(tmp_path / "data"), "env.time_limit": 10, "data.source_frames": 9}
+    config = configured(tmp_path / "run", **made, **flags)
+    with pytest.raises(UserError, match=words):
+        run(config, open_run(config, NAMES))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_learning_rate_that_spoils_the_weights(configured, tmp_path, refused):
+    """The first step makes numbers that no later loss can use: the run stops and says which."""
+    flags = {"model.lr": 1e30, "max_skipped": 3, "stages.abstraction.updates": 50}
+    config = configured(tmp_path / "run", **flags)
+    line = refused(lambda argv: run(config, open_run(config, NAMES)), [], code=5)
+    assert "3 updates in a row were skipped by update 4 of stage abstraction" in line
+    assert "first loss/" in line and "were not finite" in line
+    assert "the newest checkpoint is update-0-000000003" in line
+    arrays, _, _ = load_weights(tmp_path / "run")
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
 def test_frames_of_another_size_are_resized(configured, tmp_path):
     save_episode(tmp_path / "small", random_episode(12, image_size=32))
     flags = {"target_dataset": str(tmp_path / "small"), "imports.shortest": 5}

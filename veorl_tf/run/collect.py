@@ -49,6 +49,12 @@ class Recipe:
         text = json.dumps(parts, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
+    @property
+    def frames(self) -> int:
+        """Of an episode, at most."""
+        job = self.jobs[0]
+        return job["length"] if "length" in job else job["time_limit"] // job["action_repeat"] + 1
+
     def ident(self, index: int) -> str:
         """32 hexadecimal digits that name episode `index`."""
         return hashlib.blake2b(f"{self.hash}/{index}".encode(), digest_size=16).hexdigest()
@@ -201,13 +207,11 @@ def _check_disk(recipe: Recipe, directory: Path, count: int) -> None:
     if not count:
         return
     job = recipe.jobs[0]
-    if recipe.kind == "target":
-        frames = job["time_limit"] // job["action_repeat"] + 1
-    else:
-        frames = job["length"]
-    store = count * frames * job.get("image_size", 64) ** 2 * 3  # the frame store, built next
+    store = (
+        count * recipe.frames * job.get("image_size", 64) ** 2 * 3
+    )  # the frame store, built next
     need = store + store // 3  # zip leaves about a third
-    seconds = count * frames * 0.02 / 2
+    seconds = count * recipe.frames * 0.02 / 2
     print(
         f"making {count} episodes of {recipe.name} in {directory}: about {need / 1e6:.0f} MB "
         f"and {duration(max(10, seconds))}",

@@ -101,10 +101,21 @@ def imported(config: Config, kind: str, source: Path) -> Path:
     return out
 
 
-def action_space(config: Config, store: FrameStore):
-    """Actions as the data has them; a discrete actor wants one-hot rows."""
+def made_length(config: Config, kind: str) -> tuple[str, int] | None:
+    """Name and frames an episode of the default dataset that `open_store` would make; None if the
+    data are given."""
+    if config[GIVEN[kind]]:
+        return None
+    recipe = default_recipe(config, kind)
+    return recipe.name, recipe.frames
+
+
+def action_space(config: Config, store: FrameStore | None = None):
+    """Actions as given data have them, else as configured; a discrete actor wants one-hot rows."""
     from veorl_tf.agents.agent import ActionSpace
 
+    if store is None:
+        return ActionSpace(config.action.size, config.action.discrete)
     if store.action_size != config.action.size and config.task == "none":
         return ActionSpace(store.action_size, config.action.discrete)
     if store.action_size != config.action.size:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from veorl_tf.agents.registry import make_agent
-from veorl_tf.agents.stage import Stage, Update
+from veorl_tf.agents.stage import Stage, Stream, Update
 from veorl_tf.core import checkpoint, hardware, seeds
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import Diverged, UserError, warn
@@ -55,12 +55,17 @@ class OfflineTraining:
         self.config, self.directory = config, directory
         self.replicas = replicas or Replicas()
         self.rows = self.replicas.rows(config.data.batch)
-        self.stores: dict[str, FrameStore] = {"target": self.open_store("target")}
-        self.agent = make_agent(config, datasets.action_space(config, self.stores["target"]))
+        self.stores: dict[str, FrameStore] = {}
+        if config.target_dataset:  # it says what actions are
+            self.stores["target"] = self.open_store("target")
+        self.agent = make_agent(config, datasets.action_space(config, self.stores.get("target")))
         self.stages = self.agent.stages()
         self.budgets = [config.stages[stage.name].updates for stage in self.stages]
-        if any(s.dataset == "source" for stage in self.stages for s in stage.streams.values()):
-            self.stores["source"] = self.open_store("source")
+        self.check_made_lengths()
+        read = {s.dataset for stage in self.stages for s in stage.streams.values()}
+        for dataset in ("target", "source"):
+            if dataset in read and dataset not in self.stores:
+                self.stores[dataset] = self.open_store(dataset)
         datasets.check_images(self.stores)
         self.check_lengths()
         self.bounds = datasets.action_bounds(self.stores["target"])
@@ -82,15 +87,26 @@ class OfflineTraining:
         with self.replicas.chief_first():
             return datasets.open_store(self.config, dataset)
 
+    def streams(self) -> list[Stream]:
+        """What the stages that train read."""
+        trained = [s for s, budget in zip(self.stages, self.budgets, strict=True) if budget]
+        return [stream for stage in trained for stream in stage.streams.values()]
+
+    def check_made_lengths(self) -> None:
+        """Of the windows, before data are made of which none would be long enough."""
+        for stream in self.streams():
+            made = datasets.made_length(self.config, stream.dataset)
+            if made and made[1] <= stream.length:
+                raise UserError(
+                    f"windows of {stream.length} frames need episodes of {stream.length + 1}, but "
+                    f"those of {made[0]} have {made[1]} at most"
+                )
+
     def check_lengths(self) -> None:
         """Of the windows of every stage, before the first one takes its hours."""
-        for stage, budget in zip(self.stages, self.budgets, strict=True):
-            if budget:
-                for stream in stage.streams.values():
-                    store = self.stores[stream.dataset]
-                    require_length(
-                        store, store.split(self.config.data.validation)[0], stream.length
-                    )
+        for stream in self.streams():
+            store = self.stores[stream.dataset]
+            require_length(store, store.split(self.config.data.validation)[0], stream.length)
 
     def require_same_start(self) -> None:
         """Several processes must begin with the same position, data and weights."""
