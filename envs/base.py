@@ -47,7 +47,8 @@ class PixelEnv(gymnasium.Env):
         return self._observation(), {"success": 0.0}
 
     def step(self, action: np.ndarray):
-        """Repeats the clipped action; raises ValueError for a bad action or a finished episode."""
+        """Repeats the clipped action; raises ValueError for a bad action, a finished episode, or a
+        reward that is not finite."""
         action = np.asarray(action, np.float32)
         if action.shape != (4,) or not np.isfinite(action).all():
             raise ValueError(f"an action is 4 finite numbers, not {action.tolist()}")
@@ -59,6 +60,8 @@ class PixelEnv(gymnasium.Env):
             reward, success = self._advance(action)
             total, best = total + float(reward), max(best, float(success))
             self._done += 1
+        if not np.isfinite(total):
+            raise ValueError(f"the simulator's reward is {total}")
         truncated = self._done >= self._limit
         return self._observation(), total, False, truncated, {"success": best}
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import connection as mp_connection
 from typing import Any
 
@@ -139,13 +139,14 @@ def run_jobs(
     timeout: float = 600.0,
     rendering: bool = True,
     tries: int = 2,
+    failed: Callable[[WorkerFailure], None] = lambda failure: None,
 ) -> Iterator[tuple[int, Any]]:
     """Calls 'module:function' with each job's keyword arguments in persistent worker processes.
 
     Yields (index of the job, result) in the order of completion. A job whose worker raises, dies
     or is silent for `timeout` seconds is tried again in a fresh process; after `tries` its result
-    is a `WorkerFailure`. `rendering=False` skips the search for a headless renderer. Closing the
-    iterator early ends the workers. Raises RenderingError.
+    is a `WorkerFailure`, and `failed` is told of those before. `rendering=False` skips the search
+    for a headless renderer. Closing the iterator early ends the workers. Raises RenderingError.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, but jobs need at least 1")
@@ -169,6 +170,7 @@ def run_jobs(
                     continue
                 worker.end(at_once=True)
                 if left > 1:
+                    failed(result)
                     todo.append((index, left - 1))
                 else:
                     yield index, result

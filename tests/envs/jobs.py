@@ -1,6 +1,8 @@
 """What the tests ask of worker processes: simulators and TensorFlow do not share a process."""
 
+import os
 import sys
+import time
 
 import numpy as np
 
@@ -81,11 +83,32 @@ def fails_once(marker):
     return "done"
 
 
+class Faulty:
+    """A simulator whose third step hangs, has no finite reward, raises, or ends the process."""
+
+    def __init__(self, fault):
+        self.fault, self.steps = fault, 0
+
+    def reset(self, seed=None):
+        self.steps = 0
+        return {"image": np.zeros((2, 2, 3), np.uint8)}, {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3:
+            if self.fault == "hang":
+                time.sleep(60)
+            if self.fault == "exit":
+                os._exit(7)
+            if self.fault == "raise":
+                raise RuntimeError("the door is gone")
+        reward = {"nan": np.nan, "inf": np.inf}.get(self.fault, 0.0) if self.steps == 3 else 1.0
+        return {"image": np.zeros((2, 2, 3), np.uint8)}, reward, False, False, {}
+
+
 def always_fails():
     raise RuntimeError("always")
 
 
 def hangs():
-    import time
-
     time.sleep(60)

@@ -1,6 +1,8 @@
 """Worker processes: in parallel, replaceable, counted."""
 
+import ctypes.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +49,48 @@ def test_a_bad_action_is_a_failure_with_its_reason():
         assert isinstance(result, WorkerFailure) and "finite" in result.reason
 
 
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        ("hang", "no answer within 2 s"),
+        ("exit", r"the worker process died \(exit code 7\)"),
+        ("raise", "RuntimeError: the door is gone"),
+        ("nan", "the reward is nan"),
+        ("inf", "the reward is inf"),
+    ],
+)
+def test_whatever_a_simulator_does_the_others_go_on(fault, reason, faults):
+    pool = SimulatorPool({"fault": fault}, 2, timeout=2.0, factory="tests.envs.jobs:Faulty")
+    with pool:
+        pool.reset({0: 0, 1: 0})
+        for _ in range(2):
+            assert not any(
+                isinstance(r, WorkerFailure) for r in pool.step({0: None, 1: None}).values()
+            )
+        pool.reset({1: 0})
+        step = pool.step({0: None, 1: None})
+        assert isinstance(step[0], WorkerFailure) and re.search(reason, step[0].reason)
+        assert step[1][1] == 1.0 and pool.failures == 1
+        pool.reset({0: 0})
+        assert pool.step({0: None})[0][1] == 1.0
+    faults.append(("simulator", fault, "replaced, the others went on"))
+
+
+def test_a_dead_renderer_names_the_library():
+    libraries = {"egl": "EGL", "osmesa": "OSMesa"}
+    missing = [key for key, name in libraries.items() if not ctypes.util.find_library(name)]
+    if not missing:
+        pytest.skip("EGL and OSMesa are both installed here")
+    done = subprocess.run(
+        [sys.executable, "-m", "envs.rendering"],
+        env={**os.environ, "MUJOCO_GL": missing[0]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4 and done.stdout.count("\n") == 1
+    assert f"lib{libraries[missing[0]]} is missing" in done.stdout and "apt-get" in done.stdout
+
+
 def test_no_process_is_left():
     pool = SimulatorPool(SPEC, 2)
     pids = pool.pids()
@@ -59,7 +103,12 @@ def test_no_process_is_left():
 
 def test_jobs_are_tried_twice(tmp_path):
     jobs = [dict(marker=str(tmp_path / "marker"))]
-    assert list(run_jobs("tests.envs.jobs:fails_once", jobs, 1, rendering=False)) == [(0, "done")]
+    failures = []
+    results = run_jobs(
+        "tests.envs.jobs:fails_once", jobs, 1, rendering=False, failed=failures.append
+    )
+    assert list(results) == [(0, "done")]
+    assert [failure.reason for failure in failures] == ["RuntimeError: the first time"]
     ((index, result),) = run_jobs("tests.envs.jobs:always_fails", [{}], 1, rendering=False)
     assert index == 0 and isinstance(result, WorkerFailure) and "always" in result.reason
 

@@ -3,18 +3,23 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import envs.workers
 from envs import experts
+from veorl_tf.core import files
 from veorl_tf.core.errors import Interrupted, MachineError, UserError
 from veorl_tf.data.episodes import load_episode, scan
 from veorl_tf.run import collect
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
 from veorl_tf.run.evaluate import FIRST_GOAL
 
+ROOT = Path(__file__).parents[2]
 TASK = "metaworld_door_close"
 ENV = {
     "image_size": 64,
@@ -179,7 +184,27 @@ def test_a_job_that_fails_twice(tmp_path):
         make_dataset(recipe, tmp_path / "set", workers=1)
 
 
+def test_two_processes_make_it_once(tmp_path, capfd):
+    """The second one waits, and finds it finished."""
+    code = (
+        "import sys, pathlib\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_collect import target\n"
+        "from veorl_tf.run.collect import make_dataset\n"
+        "make_dataset(target(), pathlib.Path(sys.argv[1]), 1)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "set")]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert sum("waiting for process" in text for text in errors) == 1, errors
+    assert sum(f"making {target().name}" in text for text in errors) == 1, errors
+    assert make_dataset(target(), tmp_path / "set", 1) == tmp_path / "set"
+
+
 def test_no_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(collect, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
     with pytest.raises(MachineError, match="--datadir"):
         make_dataset(target(), tmp_path / "set", workers=1)

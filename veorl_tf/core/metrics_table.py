@@ -122,6 +122,9 @@ METRICS: dict[str, Metric] = {
     "evaluation/success_error": Metric("share", "Standard error of that share."),
     "evaluation/length": Metric("decisions", "Mean length of the evaluation episodes."),
     "evaluation/episodes": Metric("episodes", "Number of evaluation episodes."),
+    "evaluation/failures": Metric(
+        "simulators", "Simulators that failed in the evaluation; their episodes were begun again."
+    ),
     "evaluation/final_*": Metric("1", "The same quantity of the evaluation that ends the run."),
 }
 

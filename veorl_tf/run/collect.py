@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from veorl_tf.core.errors import MachineError, UserError, warn
-from veorl_tf.core.files import atomic_write, free_bytes
+from veorl_tf.core.files import atomic_write, require_free, sweep_leftovers
 from veorl_tf.core.interrupt import StopRequest
+from veorl_tf.core.lock import locked
 from veorl_tf.core.progress import duration, progress
 from veorl_tf.data.episodes import DamagedEpisode, load_episode, save_episode, scan
 from veorl_tf.run.simulators import simulator_errors
 
 STAMP = "20000101T000000"  # datasets come out the same whenever they are made
-RECIPE = "recipe.json"
+RECIPE, LOCK = "recipe.json", ".lock"
 EPISODE_KEYS = {
     "target": ("image", "action", "reward", "discount", "success"),
     "source": ("image",),
@@ -117,11 +118,26 @@ def make_dataset(recipe: Recipe, directory: Path, workers: int) -> Path:
     last. Raises UserError when there are episodes of another recipe, MachineError when a job keeps
     failing or the disk is too small.
     """
+    if not _complete(recipe, directory):
+        with locked(directory / LOCK, f"makes {directory}", wait=True):
+            _make(recipe, directory, workers)
+    return directory
+
+
+def _complete(recipe: Recipe, directory: Path) -> bool:
+    """Whether all episodes are there, by the headers of their files."""
+    if not (directory / RECIPE).exists():
+        return False
+    infos, damaged = scan(directory, recipe.kind)
+    present = {_ident(info.path) for info in infos}
+    return not damaged and present == {recipe.ident(i) for i in range(len(recipe.jobs))}
+
+
+def _make(recipe: Recipe, directory: Path, workers: int) -> None:
+    """`make_dataset` of one process at a time."""
     finished = (directory / RECIPE).exists()
-    directory.mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(directory)
     done = _present(recipe, directory, thorough=not finished)
-    if finished and len(done) == len(recipe.jobs):
-        return directory
     todo = [i for i in range(len(recipe.jobs)) if i not in done]
     _check_disk(recipe, directory, len(todo))
     with (
@@ -133,14 +149,17 @@ def make_dataset(recipe: Recipe, directory: Path, workers: int) -> Path:
     summary = summarise(recipe, directory)
     with atomic_write(directory / RECIPE, "w") as file:
         json.dump(summary, file, indent=1)
-    return directory
 
 
 def _run(recipe, directory, todo, workers, bar, stop) -> None:
     from envs.workers import WorkerFailure, run_jobs
 
+    failures: list[WorkerFailure] = []
     results = run_jobs(
-        recipe.function, [dict(recipe.jobs[i]) for i in todo], min(workers, max(1, len(todo)))
+        recipe.function,
+        [dict(recipe.jobs[i]) for i in todo],
+        min(workers, max(1, len(todo))),
+        failed=failures.append,
     )
     for position, episode in results:
         index = todo[position]
@@ -151,6 +170,16 @@ def _run(recipe, directory, todo, workers, bar, stop) -> None:
         if stop.requested:
             results.close()
             stop.raise_if_requested()
+    if failures:
+        warn(
+            f"{len(failures)} episodes were discarded and made again, since their simulators "
+            f"failed; the last: {failures[-1].reason}"
+        )
+
+
+def _ident(path: Path) -> str:
+    """Which episode a file is, of `Recipe.ident`."""
+    return path.stem.removeprefix(f"{STAMP}-").split("-")[0]
 
 
 def _present(recipe: Recipe, directory: Path, thorough: bool) -> set[int]:
@@ -162,7 +191,7 @@ def _present(recipe: Recipe, directory: Path, thorough: bool) -> set[int]:
     infos, damaged = scan(directory, recipe.kind)
     present = {}
     for path in [*(info.path for info in infos), *(error.path for error in damaged)]:
-        ident = path.stem.removeprefix(f"{STAMP}-").split("-")[0]
+        ident = _ident(path)
         if ident not in indices:
             raise UserError(
                 f"{path}: no episode of this recipe ({recipe.name}, {recipe.hash}); "
@@ -217,11 +246,7 @@ def _check_disk(recipe: Recipe, directory: Path, count: int) -> None:
         f"and {duration(max(10, seconds))}",
         flush=True,
     )
-    if free_bytes(directory) < need:
-        raise MachineError(
-            f"{directory}: {free_bytes(directory) / 1e6:.0f} MB free, about "
-            f"{need / 1e6:.0f} MB needed; choose another --datadir"
-        )
+    require_free(directory, need, f"{recipe.name}, {count} episodes,")
 
 
 def _in_range(key: str, value: int, low: int, high: int) -> None:

@@ -45,6 +45,7 @@ class Scores:
             "success_error": error(self.success),
             "length": float(np.mean(self.lengths)),
             "episodes": count,
+            "failures": self.failures,
         }
 
 

@@ -29,9 +29,10 @@ from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.interrupt import StopRequest
+from veorl_tf.core.lock import locked
 from veorl_tf.core.progress import progress
 from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, inside
-from veorl_tf.data.importers.journal import REPORT, Journal
+from veorl_tf.data.importers.journal import LOCK, REPORT, Journal
 from veorl_tf.data.importers.pictures import Fit
 from veorl_tf.data.importers.registry import beside, find
 
@@ -172,6 +173,21 @@ def import_source(
     reader = find(source, format)
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out}: lies within {source}, and would be imported itself")
+    Journal(out)  # refuses a folder that holds something else
+    with locked(out / LOCK, f"imports into {out}", wait=True):
+        return _import(reader, source, out, options, strict, workers or cores(), timeout)
+
+
+def _import(
+    reader: Reader,
+    source: Path,
+    out: Path,
+    options: Options,
+    strict: bool,
+    workers: int,
+    timeout: float,
+) -> Result:
+    """`import_source` of one process at a time."""
     journal = Journal(out)
     result = Result(out, reader.name)
 
@@ -186,7 +202,7 @@ def import_source(
         items = list(reader.items(source, options, leave_out))
         if not items and not result.skipped:
             raise UserError(f"{source}: nothing to import as {reader.name}")
-        run = _Run(reader, source, out, options, journal, stop, workers or cores(), timeout)
+        run = _Run(reader, source, out, options, journal, stop, workers, timeout)
         keyed = run.keys(run.pieces(items), leave_out)
         if not isinstance(reader, Footage):
             result.bounds = run.bounds(keyed, leave_out)

@@ -11,7 +11,7 @@ from typing import Any
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write, sweep_leftovers
 
-REPORT, JOURNAL = "import.json", ".import/journal.jsonl"
+REPORT, JOURNAL, LOCK = "import.json", ".import/journal.jsonl", ".import/lock"
 WRITTEN = re.compile(r".*\.[0-9a-f]{12}\.[0-9]{4,}\.npz")  # names of episodes that imports write
 
 
@@ -25,7 +25,7 @@ class Journal:
         self.measured: dict[str, dict] = {}  # actions' ranges, by key
         self.about: dict[str, str] = {}  # `source`: what is imported here
         if not self.path.exists():
-            if out.is_dir() and any(out.iterdir()):
+            if out.is_dir() and any(path.name != ".import" for path in out.iterdir()):
                 raise UserError(f"{out}: not empty, and no import; name another folder")
             if out.exists() and not out.is_dir():
                 raise UserError(f"{out}: is a file; name a folder")
