@@ -26,8 +26,14 @@ def config(tiny_config, tmp_path):
     return lambda **overrides: tiny_config("metaworld veorl", base | overrides)
 
 
-def learn(run: RunDirectory, name: str = "update-0-000000004", value: float = 1.0) -> None:
-    checkpoint.save(run.checkpoints, name, {"w": np.full(2, value, np.float32)}, {"update": 4})
+def learn(
+    run: RunDirectory,
+    name: str = "update-0-000000004",
+    value: float = 1.0,
+    begun: tuple[str, ...] = ("abstraction",),
+) -> None:
+    manifest = {"update": 4, "begun": list(begun), "stage_name": begun[-1]}
+    checkpoint.save(run.checkpoints, name, {"w": np.full(2, value, np.float32)}, manifest)
 
 
 def test_a_new_run_keeps_what_it_was_started_with(config, tmp_path):
@@ -71,6 +77,41 @@ def test_another_configuration_is_refused_and_named(config, tmp_path):
         open_run(config(**changes), NAMES)
 
 
+def test_force_goes_on_with_another_configuration(config, capsys):
+    run = open_run(config(), NAMES)
+    learn(run)
+    with pytest.raises(UserError, match="--force goes on with the new one"):
+        open_run(config(**{"model.lr": 1e-5}), NAMES)
+    open_run(config(**{"model.lr": 1e-5}, force=True), NAMES)
+    assert "goes on with another configuration: model.lr" in capsys.readouterr().err
+    assert load_config(run.path)["model.lr"] == 1e-5
+    open_run(config(**{"model.lr": 1e-5}), NAMES)  # which it has from now on
+
+
+@pytest.mark.parametrize(
+    "key, begun, taken",
+    [
+        ("abstraction", ("abstraction",), True),
+        ("behavior", ("abstraction",), True),
+        ("abstraction", ("abstraction", "model"), False),  # what followed it saw fewer updates
+        ("behavior", ("abstraction", "model", "behavior"), True),
+    ],
+)
+def test_a_budget_may_grow(config, key, begun, taken):
+    run = open_run(config(), NAMES)
+    learn(run, begun=begun)
+    run.result.write_text("{}")
+    flag = f"stages.{key}.updates"
+    if not taken:
+        with pytest.raises(UserError, match=f"{flag} 6 -> 9"):
+            open_run(config(**{flag: 9}), NAMES)
+        return
+    assert open_run(config(**{flag: 9}), NAMES).finished() is None
+    assert load_config(run.path)[flag] == 9
+    with pytest.raises(UserError, match=f"{flag} 9 -> 5"):
+        open_run(config(**{flag: 5}), NAMES)
+
+
 def test_a_run_without_a_checkpoint_takes_mended_flags(config):
     open_run(config(target_dataset="typo"), NAMES)
     run = open_run(config(target_dataset="right"), NAMES)
@@ -81,8 +122,9 @@ def test_a_finished_run_keeps_its_configuration(config):
     run = open_run(config(), NAMES)
     run.result.write_text('{"updates": 18}')
     assert run.finished() == {"updates": 18}
-    with pytest.raises(UserError, match="seed 0 -> 1"):
-        open_run(config(seed=1), NAMES)
+    for force in (False, True):
+        with pytest.raises(UserError, match="seed 0 -> 1"):
+            open_run(config(seed=1, force=force), NAMES)
 
 
 def test_other_peoples_folders_are_left_alone(config, tmp_path):
@@ -111,7 +153,7 @@ def test_weights_by_name_and_the_newest(config):
     learn(run, "stage-abstraction", 2.0)
     arrays, manifest, name = load_weights(run.path)
     assert name == "stage-abstraction" and arrays["w"].tolist() == [2, 2]
-    assert manifest == {"update": 4}
+    assert manifest["update"] == 4
     assert load_weights(run.path, "update-0-000000004")[0]["w"].tolist() == [1, 1]
     with pytest.raises(UserError, match="'last'; there are: update-0-000000004, stage-abstraction"):
         load_weights(run.path, "last")

@@ -99,9 +99,13 @@ def load(
     try:
         with np.load(archive_path, allow_pickle=False) as archive:
             chosen = [path for path in archive.files if path.startswith(prefixes)]
-            return {path: archive[path] for path in chosen}, header["manifest"]
+            arrays = {path: archive[path] for path in chosen}
     except READ_ERRORS as error:
         raise DamagedCheckpoint(f"{archive_path}: {error}") from None
+    for path, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise DamagedCheckpoint(f"{archive_path}: {path} is no array")
+    return arrays, header["manifest"]
 
 
 def manifest(directory: str | Path, name: str) -> dict[str, Any]:

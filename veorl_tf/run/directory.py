@@ -229,10 +229,12 @@ def _take_changes(run: RunDirectory, config: Config) -> None:
     extended = [key for key in changed if _extends(run, key, old, now)]
     shown = ", ".join(f"{k} {old.get(k)!r} -> {now.get(k)!r}" for k in changed[:SHOWN])
     shown += f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
-    if extended != changed and not config.force:
+    finished = run.result.exists()
+    if extended != changed and (finished or not config.force):
         raise UserError(
             f"{run.path} was started with another configuration ({shown}); use the "
-            f"same flags, another --logdir, or --fresh; --force goes on with the new one"
+            f"same flags, another --logdir, or --fresh"
+            + ("" if finished else "; --force goes on with the new one")
         )
     if not changed:
         return
