@@ -35,7 +35,7 @@ PLACES = [
     ("while videos are made", "veorl_tf.core.metrics:Logger.video", 1),
     ("during validation", "veorl_tf.agents.stage:Update.evaluate", 6),
     ("during an evaluation", "envs.workers:SimulatorPool.step", 30),
-    ("in the behaviour's stage", "veorl_tf.agents.stage:Update.__call__", 3),
+    ("in the behaviour's stage", "veorl_tf.agents.stage:Update.__call__", 2),
     ("during the last evaluation", "envs.workers:SimulatorPool.step", 60),
     ("after the last evaluation", "veorl_tf.run.job:write_mp4", 2),
     ("during the export", "tensorflow.saved_model:save", 1),
