@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from veorl_tf.nets.optimizers import OPTIMIZERS, Adam, LaProp, LossScale
+from veorl_tf.nets.optimizers import OPTIMIZERS, Adam, LaProp, LossScale, Skips
 
 
 def make(rng, **options):
@@ -197,3 +197,42 @@ def test_the_learning_rate_grows_during_the_warm_up():
         places.append(float(variable[0]))
     steps = -np.diff(places)
     np.testing.assert_allclose(steps, [0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rtol=1e-4)
+
+
+def count(skips, scale, losses, finite):
+    return int(skips.count([tf.constant(x) for x in losses], tf.constant(finite), scale))
+
+
+def test_skipped_updates_are_counted_in_a_row():
+    """The losses that were not finite first are remembered, and forgotten after a good update."""
+    skips, scale = Skips("model"), LossScale("model", False)
+    assert count(skips, scale, [1.0, 2.0, 3.0], True) == 0
+    assert count(skips, scale, [1.0, np.nan, np.inf], False) == 1
+    assert count(skips, scale, [np.nan] * 3, False) == 2
+    assert int(skips.terms) == 0b110
+    assert count(skips, scale, [1.0, 2.0, 3.0], True) == 0
+    assert count(skips, scale, [1.0, 2.0, 3.0], False) == 1, "gradients alone"
+    assert int(skips.terms) == 0
+    assert set(skips.state) == {"skips/model/run", "skips/model/terms"}
+    skips.reset()
+    assert int(skips.run) == 0
+
+
+def test_an_overflow_of_float16_is_no_fault():
+    """While a smaller scale may mend it; a loss that is not finite is one at any scale."""
+    skips, scale = Skips("model"), LossScale("model", True)
+    runs = []
+    for _ in range(17):
+        runs.append(count(skips, scale, [1.0], False))
+        scale.adapt(tf.constant(False))
+    assert float(scale.scale) == scale.SMALLEST
+    assert runs == [0] * 15 + [1, 2], "from 2^15 to 1"
+    assert count(skips, LossScale("other", True), [np.nan], False) == 3
+
+
+def test_a_step_that_is_not_allowed_changes_nothing():
+    weight = tf.Variable([1.0, 2.0])
+    optimizer = Adam("test", {"w": weight}, lr=0.1)
+    made, metrics = optimizer.apply({"w": tf.constant([1.0, 1.0])}, allowed=tf.constant(False))
+    assert not bool(made) and int(metrics["skipped"]) == 1 and int(optimizer.steps) == 0
+    np.testing.assert_array_equal(weight.numpy(), [1.0, 2.0])

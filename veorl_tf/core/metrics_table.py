@@ -112,7 +112,7 @@ METRICS: dict[str, Metric] = {
         "Updates skipped since the last that was made: a loss or a gradient was not finite.",
     ),
     "*/skipped": Metric(
-        "steps", "Steps of a group skipped so far because a gradient was not finite."
+        "steps", "Steps of a group skipped so far because a loss or a gradient was not finite."
     ),
     "loss_scale": Metric("1", "Loss scale of float16."),
     "validation/**": Metric("1", "The same quantity on held-out episodes."),
