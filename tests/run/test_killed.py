@@ -106,7 +106,8 @@ def scalars(run: Path) -> dict[str, dict[int, float]]:
 
 def result(run: Path) -> dict:
     found = json.loads((run / "result.json").read_text())
-    return {key: value for key, value in found.items() if key not in ("training_seconds", "date")}
+    passing = ("training_seconds", "date", "revision")
+    return {key: value for key, value in found.items() if key not in passing}
 
 
 def variables_of(policy: Path) -> list[bytes]:
