@@ -26,6 +26,16 @@ _LEFTOVER = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
 
 
 @contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Errors of the operating system that name no file (a full disk shows at a write) name this."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """Open a file for writing that replaces `path` only when the block ends without an exception.
 
@@ -41,9 +51,12 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / _temporary_name(path.name)
     try:
-        with open(
-            temporary, mode.replace("w", "x"), encoding="utf-8" if mode == "w" else None
-        ) as file:
+        with (
+            naming(path),
+            open(
+                temporary, mode.replace("w", "x"), encoding="utf-8" if mode == "w" else None
+            ) as file,
+        ):
             yield file
             file.flush()
             os.fsync(file.fileno())

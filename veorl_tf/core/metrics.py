@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from veorl_tf.core.files import host, naming
 from veorl_tf.core.media import gif_bytes, png_bytes
 from veorl_tf.core.metrics_table import METRICS, Metric, describe, markdown
 
@@ -63,8 +64,9 @@ class Logger:
             **({"stage": stage} if stage else {}),
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         if self._events:
             self._events.scalars(int(step), values)
 
@@ -82,13 +84,12 @@ class Logger:
         """Bring everything to the disk; returns the size of metrics.jsonl, for `resume`."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        if self._events:
-            self._events.writer.flush()
         return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Flush and close; may be called twice."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
         if self._events:
             self._events.writer.close()
             self._events = None
@@ -116,14 +117,19 @@ class Silence:
 
 
 class _Events:
-    """TensorBoard's event file, by its own writer: TensorFlow's cannot take back steps."""
+    """TensorBoard's event file. Not by TensorFlow's writer, which cannot take back steps, nor by
+    TensorBoard's, whose thread makes a full disk a crash."""
 
     def __init__(self, logdir: Path, resume_step: int | None):
         from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.event, self.summary = event_pb2, summary_pb2
-        self.writer = EventFileWriter(str(logdir))
+        number = len(list(logdir.glob("events.out.tfevents.*")))
+        name = f"events.out.tfevents.{int(time.time())}.{host()}.{os.getpid()}.{number}"
+        self.path = logdir / name
+        self.writer = RecordWriter(open(self.path, "wb"))
+        self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
         if resume_step is not None:
             # A session that starts at step n makes TensorBoard drop what earlier files say of steps
             # >= n.
@@ -147,7 +153,12 @@ class _Events:
         )
 
     def _add(self, step: int, **content: object) -> None:
-        self.writer.add_event(self.event.Event(wall_time=time.time(), step=step, **content))
+        self._write(self.event.Event(wall_time=time.time(), step=step, **content))
+
+    def _write(self, event) -> None:
+        with naming(self.path):
+            self.writer.write(event.SerializeToString())
+            self.writer.flush()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, object]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -69,7 +71,12 @@ def export(agent, config: Config, out: Path, bounds: dict | None = None) -> Path
         raise UserError(f"{out} exists; name a new folder")
     module = PolicyModule(agent)
     with atomic_directory(out) as temporary:
-        tf.saved_model.save(module, str(temporary), signatures=module.concrete())
+        try:
+            tf.saved_model.save(module, str(temporary), signatures=module.concrete())
+        except tf.errors.ResourceExhaustedError as error:
+            if os.strerror(errno.ENOSPC) not in error.message:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
         with atomic_write(Path(temporary) / METADATA, "w") as file:
             json.dump(describe(agent, config, bounds), file, indent=1)
     return out

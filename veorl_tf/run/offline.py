@@ -125,9 +125,9 @@ class OfflineTraining:
         return self.seconds + time.monotonic() - self.started
 
     def close(self) -> None:
-        self.logger.close()
         if self.evaluator is not None:
             self.evaluator.close()
+        self.logger.close()
 
     @property
     def step(self) -> int:
