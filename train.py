@@ -9,7 +9,11 @@ import sys
 
 def main() -> int:
     from veorl_tf.core.errors import run_main
-    from veorl_tf.run.job import train
+
+    def train(argv):
+        from veorl_tf.run import job
+
+        return job.train(argv)
 
     return run_main(train, sys.argv[1:])
 

@@ -186,7 +186,10 @@ def test_the_range_of_returns_is_learnt(names, speaking):
     np.testing.assert_allclose(averages, [-0.8, 2.8], rtol=1e-4)
     assert scale.divisor(averages).numpy() == pytest.approx(3.6, rel=1e-4)
     assert scale.divisor(scale.update(returns / 1e6)).numpy() == 1
-    agent.learner.keep_scale({"return_low": averages[0], "return_high": averages[1]})
+    metrics = {"return_low": averages[0], "return_high": averages[1]}
+    agent.learner.keep_scale(metrics, tf.constant(False))
+    assert scale.range.numpy().tolist() == [0, 0], "of an update that was not made"
+    agent.learner.keep_scale(metrics, tf.constant(True))
     np.testing.assert_allclose(scale.update(returns), [-1.592, 5.572], rtol=1e-4)
     for bad in (np.nan, np.inf):
         broken = tf.concat([returns[:, :-1], tf.fill([7, 1], np.float32(bad))], 1)

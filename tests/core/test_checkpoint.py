@@ -1,5 +1,6 @@
 """Checkpoints: round trip, damage, order, pruning."""
 
+import errno
 import json
 
 import numpy as np
@@ -152,6 +153,27 @@ def test_an_unreadable_manifest_neither_counts_nor_stays(tmp_path):
     checkpoint.save(tmp_path, update_name(0, 3), arrays(), {})
     assert checkpoint.prune(tmp_path) == [update_name(0, 0), update_name(0, 1)]
     assert checkpoint.latest(tmp_path) == update_name(0, 3)
+
+
+def test_a_failing_write_over_a_checkpoint_keeps_it(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, update_name(0, 4), {"w": np.ones(2, np.float32)}, {"a": 1})
+
+    def full(file, arrays):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_npz", full)
+        with pytest.raises(OSError):
+            checkpoint.save(tmp_path, update_name(0, 4), {"w": np.zeros(2, np.float32)}, {"a": 2})
+    assert checkpoint.load(tmp_path, update_name(0, 4))[1] == {"a": 1}
+
+
+def test_a_changed_manifest_is_damage(tmp_path):
+    checkpoint.save(tmp_path, update_name(0, 4), {"w": np.ones(2, np.float32)}, {"update": 4})
+    path = tmp_path / f"{update_name(0, 4)}.json"
+    path.write_text(path.read_text().replace('"update": 4', '"update": 5'))
+    with pytest.raises(DamagedCheckpoint, match="the checksum differs"):
+        checkpoint.load(tmp_path, update_name(0, 4))
 
 
 def test_a_newer_format_is_not_taken_for_damage(tmp_path):

@@ -16,30 +16,67 @@ from veorl_tf.core.interrupt import StopRequest
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_a_flag(number, capfd):
     before = signal.getsignal(number)
-    with StopRequest() as stop:
-        stop.raise_if_requested()
-        assert not stop.requested and stop.signum is None
-        os.kill(os.getpid(), number)
-        assert stop.requested and stop.signum == number
-        with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted) as caught:
+        with StopRequest() as stop:
             stop.raise_if_requested()
-        assert caught.value.exit_code == 128 + number
+            assert not stop.requested and stop.signum is None
+            os.kill(os.getpid(), number)
+            assert stop.requested and stop.signum == number
+            stop.raise_if_requested()
+            raise AssertionError("not raised")
+    assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) is before
     assert "stopping after this step" in capfd.readouterr().err
 
 
 def test_a_request_of_another_process():
     """It stops this one as SIGTERM would, and a signal that follows is still a first one."""
-    with StopRequest() as stop:
-        stop.request()
-        assert stop.requested
-        with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted) as last:
+        with StopRequest() as stop:
+            stop.request()
+            assert stop.requested
+            with pytest.raises(Interrupted) as caught:
+                stop.raise_if_requested()
+            assert caught.value.exit_code == 143
+            os.kill(os.getpid(), signal.SIGINT)
             stop.raise_if_requested()
-        assert caught.value.exit_code == 143
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(Interrupted) as caught:
-            stop.raise_if_requested()
-        assert caught.value.exit_code == 130
+    assert last.value.exit_code == 130
+
+
+def test_a_signal_after_the_last_look_is_not_lost():
+    with pytest.raises(Interrupted):
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_at_once():
+    """Where nothing is at stake the signal is an exception; afterwards it is a flag again."""
+    with pytest.raises(Interrupted):
+        with StopRequest(at_once=True):
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("too late")
+    reached = []
+    with pytest.raises(Interrupted):
+        with StopRequest() as stop:
+            with pytest.raises(Interrupted):
+                with stop.immediate():
+                    os.kill(os.getpid(), signal.SIGINT)
+                    raise AssertionError("too late")
+            assert stop.requested and not stop.at_once
+            reached.append("what has to be saved")
+            with pytest.raises(Interrupted):
+                with stop.immediate():
+                    raise AssertionError("asked before")
+    assert reached
+
+
+def test_no_exception_handler_of_a_library_swallows_it():
+    with pytest.raises(Interrupted):
+        with StopRequest(at_once=True):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except Exception:
+                raise AssertionError("swallowed") from None
 
 
 def test_handlers_come_back_after_an_exception():

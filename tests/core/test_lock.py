@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from veorl_tf.core.errors import UserError
+from veorl_tf.core.files import host
 from veorl_tf.core.lock import locked
 
 ROOT = Path(__file__).parents[2]
@@ -86,10 +87,11 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(fcntl, "flock", none)
     path = tmp_path / "lock"
-    with locked(path, "trains"):
-        with pytest.raises(UserError, match=f"process {os.getpid()} trains"):
-            with locked(path, "trains"):
-                raise AssertionError("two hold it")
+    path.write_text(json.dumps({"host": host(), "pid": os.getppid()}))
+    with pytest.raises(UserError, match=f"process {os.getppid()} trains"):
+        with locked(path, "trains"):
+            raise AssertionError("two hold it")
+    path.unlink()
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     with locked(path, "trains"):

@@ -7,12 +7,15 @@ import pytest
 
 from veorl_tf.core import checkpoint
 from veorl_tf.core.errors import UserError
+from veorl_tf.core.files import host
 from veorl_tf.run.directory import (
     RunDirectory,
+    accept,
     default_name,
     load_config,
     load_weights,
     open_run,
+    owned,
     provenance,
 )
 
@@ -82,8 +85,11 @@ def test_force_goes_on_with_another_configuration(config, capsys):
     learn(run)
     with pytest.raises(UserError, match="--force goes on with the new one"):
         open_run(config(**{"model.lr": 1e-5}), NAMES)
-    open_run(config(**{"model.lr": 1e-5}, force=True), NAMES)
+    forced = config(**{"model.lr": 1e-5}, force=True)
+    open_run(forced, NAMES)
     assert "goes on with another configuration: model.lr" in capsys.readouterr().err
+    assert load_config(run.path) == config(), "it has not proved to work yet"
+    accept(run, forced)
     assert load_config(run.path)["model.lr"] == 1e-5
     open_run(config(**{"model.lr": 1e-5}), NAMES)  # which it has from now on
 
@@ -93,6 +99,7 @@ def test_force_goes_on_with_another_configuration(config, capsys):
     [
         ("abstraction", ("abstraction",), True),
         ("behavior", ("abstraction",), True),
+        ("abstraction", ("model",), False),  # it was left out, and stays so
         ("abstraction", ("abstraction", "model"), False),  # what followed it saw fewer updates
         ("behavior", ("abstraction", "model", "behavior"), True),
     ],
@@ -107,6 +114,7 @@ def test_a_budget_may_grow(config, key, begun, taken):
             open_run(config(**{flag: 9}), NAMES)
         return
     assert open_run(config(**{flag: 9}), NAMES).finished() is None
+    accept(run, config(**{flag: 9}))
     assert load_config(run.path)[flag] == 9
     with pytest.raises(UserError, match=f"{flag} 9 -> 5"):
         open_run(config(**{flag: 5}), NAMES)
@@ -125,6 +133,45 @@ def test_a_finished_run_keeps_its_configuration(config):
     for force in (False, True):
         with pytest.raises(UserError, match="seed 0 -> 1"):
             open_run(config(seed=1, force=force), NAMES)
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '"updates"'])
+def test_a_damaged_result_is_none(config, content, capsys):
+    run = open_run(config(), NAMES)
+    run.result.write_text(content)
+    assert run.finished() is None
+    assert "result.json: damaged" in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_no_text(config):
+    run = open_run(config(), NAMES)
+    learn(run)
+    run.config.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="config.yaml: no text"):
+        open_run(config(), NAMES)
+    run.config.write_text("stages: {model: {updates: six}}")
+    with pytest.raises(UserError, match="was started with another configuration"):
+        open_run(config(), NAMES)
+
+
+def test_killed_while_it_was_made(config, tmp_path):
+    """Whatever came to be of a new directory, the same command takes it up."""
+    (tmp_path / "run").mkdir()
+    name = f".config.yaml.{host()}-999999999-0123abcd.tmp"
+    (tmp_path / "run" / name).write_text("agent: ve")
+    with owned(RunDirectory(tmp_path / "run")):
+        run = open_run(config(), NAMES)
+    assert load_config(run.path) == config()
+    assert {path.name for path in run.path.iterdir()} == {
+        "config.yaml",
+        "versions.json",
+        "run.lock",
+    }
+
+
+def test_no_such_user(config):
+    with pytest.raises(UserError, match="--logdir ~nobody_has_this_name/x: no such user"):
+        open_run(config(logdir="~nobody_has_this_name/x"), NAMES)
 
 
 def test_other_peoples_folders_are_left_alone(config, tmp_path):

@@ -151,14 +151,12 @@ def test_what_it_says_of_itself(name, exported):
     assert policy["state"]["deter"] == [config[config.backbone].deter]
 
 
-def test_an_export_never_overwrites(exported, tmp_path):
-    from veorl_tf.run.export import export, replace_export
+def test_the_command_never_overwrites(exported, tmp_path):
+    from veorl_tf.run.commands import export
 
-    agent, config, folder = exported["gaussian"]
-    before = (folder / "saved_model.pb").stat().st_mtime_ns
-    with pytest.raises(UserError, match="exists; name a new folder"):
-        export(agent, config, folder)
-    assert (folder / "saved_model.pb").stat().st_mtime_ns == before
+    _, config, _ = exported["gaussian"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config.to_yaml())
     (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match="exists"):
-        replace_export(agent, config, tmp_path / "mine")
+    with pytest.raises(UserError, match="exists; name a new folder"):
+        export([str(tmp_path / "run"), str(tmp_path / "mine")])

@@ -14,7 +14,7 @@ from veorl_tf.data.episodes import save_episode
 from veorl_tf.data.synthetic import random_episode
 from veorl_tf.run import offline
 from veorl_tf.run.datasets import open_store
-from veorl_tf.run.directory import RunDirectory, load_weights, open_run
+from veorl_tf.run.directory import RunDirectory, load_config, load_weights, open_run
 from veorl_tf.run.job import run
 
 NAMES = ("veorl", "debug")
@@ -209,6 +209,34 @@ def test_episodes_that_would_be_too_short_are_not_made(configured, tmp_path, fla
     with pytest.raises(UserError, match=words):
         run(config, open_run(config, NAMES))
     assert not (tmp_path / "data").exists()
+
+
+def test_an_extended_run_is_a_longer_one(configured, tmp_path):
+    """Also when a signal came at the last update, before the end of the stage was kept."""
+    budgets = {"stages.model.updates": 3, "stages.behavior.updates": 3, "log.video_every": 0}
+    longer = budgets | {"stages.behavior.updates": 5}
+    whole, once = (configured(tmp_path / n, "dreamerv2", **longer) for n in ("whole", "run"))
+    run(whole, open_run(whole, NAMES), strict=True)
+    short = configured(tmp_path / "run", "dreamerv2", **budgets)
+    assert run(short, open_run(short, NAMES), strict=True)["updates"] == 6
+    directory = open_run(once, NAMES)
+    assert directory.finished() is None
+    assert run(once, directory, strict=True)["updates"] == 8
+    assert weights(directory, "behavior") == weights(RunDirectory(tmp_path / "whole"), "behavior")
+    assert load_config(directory.path) == once
+
+
+def test_forced_changes_that_do_not_fit_spoil_nothing(configured, tmp_path, stop_at):
+    config = configured(tmp_path / "run", "dreamerv2")
+    stop_at(2)
+    with pytest.raises(Interrupted):
+        run(config, open_run(config, NAMES), strict=True)
+    stop_at(None)
+    for change in ({"v2.deter": 17}, {"agent": "dreamerv3", "backbone": "v3"}):
+        other = configured(tmp_path / "run", "dreamerv2", force=True, **change)
+        with pytest.raises(UserError, match="the configuration wants|the stages are|are missing"):
+            run(other, open_run(other, NAMES), strict=True)
+        assert load_config(tmp_path / "run") == config
 
 
 def test_a_learning_rate_that_spoils_the_weights(configured, tmp_path, refused):

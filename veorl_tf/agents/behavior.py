@@ -158,11 +158,12 @@ class ImaginedActorCritic:
         for slow, fast in zip(self.slow.weights, self.critic.weights):
             own(slow.value).assign((1 - share) * slow.value + share * fast.value)
 
-    def keep_scale(self, metrics) -> None:
-        """After an update: the averages that its losses were computed with."""
+    def keep_scale(self, metrics, made: tf.Tensor) -> None:
+        """After an update, if it was made: the averages that its losses were computed with."""
         if self.scale is not None:
             averages = tf.stack([metrics["return_low"], metrics["return_high"]])
-            own(self.scale.range.value).assign(averages)
+            kept = own(self.scale.range.value)
+            kept.assign(tf.where(made, averages, kept))
 
     def rollout(self, start: State, seed: tf.Tensor) -> Trajectory:
         """Imagines from `start [N, ...]`. The policy sees its input with the gradient stopped, so

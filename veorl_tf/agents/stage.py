@@ -50,7 +50,7 @@ class Stage:
     gradient of the weighted sum trains (what a term must not train, its losses hold `frozen`).
     `columns` are computed before the first update from what the stage leaves as it is. `begin` runs
     once before the first update, `before_update` before each, inside the graph, with the update's
-    index, `after_update` after each with its metrics.
+    index, `after_update` after each with its metrics and whether all of it was made.
     """
 
     name: str
@@ -63,7 +63,9 @@ class Stage:
     evaluates: bool = False
     begin: Callable[[], None] = field(default=lambda: None)
     before_update: Callable[[tf.Tensor], None] = field(default=lambda index: None)
-    after_update: Callable[[Mapping[str, tf.Tensor]], None] = field(default=lambda metrics: None)
+    after_update: Callable[[Mapping[str, tf.Tensor], tf.Tensor], None] = field(
+        default=lambda metrics, made: None
+    )
     skips: Skips = field(init=False)
 
     def __post_init__(self):
@@ -198,7 +200,7 @@ class Update:
         if stage.loss_scale.active:
             metrics["loss_scale"] = tf.identity(stage.loss_scale.scale)
         stage.loss_scale.adapt(all_finite)
-        stage.after_update(metrics)
+        stage.after_update(metrics, all_finite)
         return {**_named(terms), **metrics, "loss/total": total}
 
     def first_not_finite(self) -> list[str]:

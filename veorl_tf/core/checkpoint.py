@@ -9,6 +9,7 @@ by prefix.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from veorl_tf.core.arrays import READ_ERRORS, write_npz
 from veorl_tf.core.errors import MachineError, UserError, warn
 from veorl_tf.core.files import atomic_write, sha256, sweep_leftovers
 
-FORMAT = 1
+FORMAT = 2
 _UNREADABLE = (
     2**62
 )  # stands for the serial of a manifest that cannot be read: last, so that it is reported
@@ -72,11 +73,12 @@ def save(
     }
     json.dumps(header)  # fails before anything is touched when JSON cannot hold the manifest
     manifest_path, archive_path = _paths(directory, name)
-    # A manifest must never stand beside another archive than its own.
-    manifest_path.unlink(missing_ok=True)
     with atomic_write(archive_path) as file:
         write_npz(file, arrays)
+        # A manifest must never stand beside another archive than its own.
+        manifest_path.unlink(missing_ok=True)
     header |= {"sha256": sha256(archive_path), "bytes": archive_path.stat().st_size}
+    header["check"] = _check(header)
     with atomic_write(manifest_path, "w") as file:
         json.dump(header, file, indent=1)
 
@@ -179,12 +181,19 @@ def _header(directory: Path, name: str) -> dict[str, Any]:
         not isinstance(header.get(k), t) for k, t in kinds.items()
     ):
         raise DamagedCheckpoint(f"{path}: no manifest of a checkpoint")
-    if header["format"] > FORMAT:
-        raise UserError(
-            f"{path}: format {header['format']} of a newer version; {FORMAT} is read here: "
-            f"update it"
-        )
+    if header["format"] != FORMAT:
+        newer = header["format"] > FORMAT
+        which = "a newer version; update this one" if newer else "an older version; train anew"
+        raise UserError(f"{path}: format {header['format']} of {which} ({FORMAT} is read here)")
+    if header.get("check") != _check(header):
+        raise DamagedCheckpoint(f"{path}: the checksum differs from the one written")
     return header
+
+
+def _check(header: Mapping[str, Any]) -> str:
+    """Of everything else that a manifest says."""
+    rest = {key: value for key, value in header.items() if key != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _serial(directory: Path, name: str) -> int:

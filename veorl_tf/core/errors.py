@@ -33,8 +33,9 @@ class Diverged(Exception):
     exit_code = 5
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal and has stopped tidily. `how` says how to go on."""
+class Interrupted(BaseException):
+    """The run was asked to stop by a signal and has stopped tidily. `how` says how to go on. No
+    `except Exception` of a library may swallow it."""
 
     def __init__(self, signum: int, how: str = "the same command goes on"):
         super().__init__(signum, how)
@@ -47,7 +48,11 @@ class Interrupted(Exception):
 
 # Failures of the operating system that are the machine's state, not a bug of ours.
 FULL = (errno.ENOSPC, errno.EDQUOT)
-MACHINE_ERRNOS = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
+MACHINE_ERRNOS = (
+    *FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EIO, errno.ESTALE),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from veorl_tf.core.errors import MachineError
+from veorl_tf.core.errors import MachineError, UserError
 
 MARGIN = 64 << 20  # bytes left free for everything else, by `require_free`
 
@@ -124,6 +124,14 @@ def sha256(path: str | Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def expanded(flag: str, path: str) -> Path:
+    """A path that a user named, its `~` replaced. Raises UserError."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{flag} {path}: no such user") from None
 
 
 def free_bytes(path: str | Path) -> int:

@@ -66,8 +66,20 @@ class StopRequest:
             self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """A signal in this block, or before it, raises `Interrupted` there and then."""
+        before, self.at_once = self.at_once, True
+        try:
+            self.raise_if_requested()
+            yield
+        finally:
+            self.at_once = before
+
+    def __exit__(self, kind, *_) -> None:
         self._restore()
+        if kind is None and self.signum is not None:
+            raise Interrupted(self.signum)  # it came after the last look
 
     def _handle(self, signum: int, _frame: object) -> None:
         if self.signum is not None:

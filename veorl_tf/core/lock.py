@@ -63,7 +63,11 @@ def _take(file) -> bool:
         if error.errno not in NO_LOCKS:
             raise
     owner = _entry(file)
-    return not owner or (owner["host"] == host() and not runs(owner["pid"]))
+    if not owner:
+        return True
+    # In a container every first process has the same number.
+    gone = owner["pid"] == os.getpid() or not runs(owner["pid"])
+    return owner["host"] == host() and gone
 
 
 def _entry(file) -> dict:

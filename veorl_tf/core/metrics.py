@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from veorl_tf.core.errors import warn
 from veorl_tf.core.files import host, naming
 from veorl_tf.core.media import gif_bytes, png_bytes
 from veorl_tf.core.metrics_table import METRICS, Metric, describe, markdown
@@ -176,7 +177,9 @@ def read_metrics(path: str | Path) -> list[dict[str, object]]:
 
 def _cut(path: Path, size: int | None) -> None:
     """Remove what follows the first `size` bytes, and a half-written last line."""
+    content = path.read_bytes()[:size] if path.exists() else b""
+    if len(content) < (size or 0):
+        warn(f"{path}: {size - len(content):,} bytes of what was logged are missing")
     if not path.exists():
         return
-    content = path.read_bytes()[:size]
     os.truncate(path, content.rfind(b"\n") + 1)

@@ -25,7 +25,7 @@ import numpy as np
 
 from veorl_tf.core import seeds
 from veorl_tf.core.errors import UserError, warn
-from veorl_tf.core.files import atomic_directory, atomic_write, require_free
+from veorl_tf.core.files import atomic_directory, atomic_write, require_free, sweep_leftovers
 from veorl_tf.data.episodes import KEYS, DamagedEpisode, EpisodeInfo, load_episode, scan
 
 FORMAT = 1
@@ -163,6 +163,7 @@ class FrameStore:
             "shape": (len(self), *first.shape[1:]),
         }
         rows = 0
+        sweep_leftovers(self._column_path(name, key).parent)
         with atomic_write(self._column_path(name, key)) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for block in (block for part in ([first], blocks) for block in part):

@@ -30,25 +30,30 @@ CHOICES = {
     "data.reward": ("identity", "tanh"),
 }
 SEEDS = 2**31 - 1
+MOST = 10**9 - 1  # of anything that is counted
 # Whole keys: the lowest and the highest value. Of the rows that fit a key the first counts.
 RANGES = {
     r"seed": (0, SEEDS),
-    r"env\.(workers|action_repeat|time_limit)|action\.size": (1, math.inf),
-    r"data\.(batch|prefetch)": (1, math.inf),
-    r"data\.(length|long_length|source_length)|behavior\.horizon": (3, math.inf),
-    r"v3\.layers|(v2|nature)\.\w+_layers": (0, math.inf),
-    r"(v3|nature)\.classes": (2, math.inf),
-    r"(v3|nature)\.bins": (3, math.inf),
-    r"(v2|v3|nature)\.(deter|hidden|units|stoch|classes|depth|layers|blocks)": (1, math.inf),
-    r"veorl\.(codes|code_size|ban_units)": (1, math.inf),
+    r"env\.(workers|action_repeat|time_limit)|action\.size": (1, MOST),
+    r"data\.(batch|prefetch)": (1, MOST),
+    r"data\.(length|long_length|source_length)|behavior\.horizon": (3, MOST),
+    r"v3\.layers|(v2|nature)\.\w+_layers": (0, MOST),
+    r"(v3|nature)\.classes": (2, MOST),
+    r"(v3|nature)\.bins": (3, MOST),
+    r"(v2|v3|nature)\.(deter|hidden|units|stoch|classes|depth|layers|blocks)": (1, MOST),
+    r"veorl\.(codes|code_size|ban_units)": (1, MOST),
     r"behavior\.(gamma|lambda|mix|slow_fraction)|kl\.balance": (0, 1),
     r"(v3|nature|behavior)\.unimix|behavior\.return_rate|data\.validation": (0, 1),
-    r"behavior\.slow_every|log\.(eval|final)_episodes": (1, math.inf),
-    r"(model|actor|critic)\.\w+": (0, math.inf),
-    r"(kl|scale|veorl|stages|log|data|behavior)\..+|updates_per_call|max_skipped": (0, math.inf),
+    r"behavior\.slow_every|log\.(eval|final)_episodes": (1, MOST),
+    r"(model|actor|critic)\.eps": (1e-30, 1),  # what float32 can hold
+    r"(model|actor|critic)\.decay": (0, 1),
+    r"(model|actor|critic)\.\w+": (0, 1e30),
+    r"(kl|scale|veorl|behavior|data)\..+": (0, 1e30),
+    r"(stages|log)\..+|updates_per_call|max_skipped": (0, MOST),
 }
 LESS_THAN_ONE = r"(v3|nature|behavior)\.unimix|behavior\.return_rate|data\.validation"
-MORE_THAN_ZERO = r"behavior\.slow_fraction|(model|actor|critic)\.eps"
+MORE_THAN_ZERO = r"behavior\.slow_fraction"
+SMALLEST_AGC = 1e-6
 # What a flag on the command line needs another key to be, or it would do nothing.
 NEEDS = {
     r"v2\.classes": ("v2.latent", ("categorical",)),
@@ -125,6 +130,9 @@ def check_parts(config: Config) -> None:
             f"--nature.depth {config.nature.depth}: four times it must be a multiple of the "
             f"{config.nature.blocks} blocks"
         )
+    for group in ("model", "actor", "critic"):
+        if 0 < config[group].agc < SMALLEST_AGC:
+            raise UserError(f"--{group}.agc {config[group].agc}: 0, or at least {SMALLEST_AGC}")
     keys = config.behavior
     if keys.replay_value and config.agent != "dreamerv3":
         raise UserError(

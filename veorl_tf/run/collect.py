@@ -142,16 +142,16 @@ def _make(recipe: Recipe, directory: Path, workers: int) -> None:
     _check_disk(recipe, directory, len(todo))
     with (
         simulator_errors(),
-        StopRequest() as stop,
+        StopRequest(at_once=True),
         progress(len(recipe.jobs), len(done), f"making {recipe.name}", "episodes") as bar,
     ):
-        _run(recipe, directory, todo, workers, bar, stop)
+        _run(recipe, directory, todo, workers, bar)
     summary = summarise(recipe, directory)
     with atomic_write(directory / RECIPE, "w") as file:
         json.dump(summary, file, indent=1)
 
 
-def _run(recipe, directory, todo, workers, bar, stop) -> None:
+def _run(recipe, directory, todo, workers, bar) -> None:
     from envs.workers import WorkerFailure, run_jobs
 
     failures: list[WorkerFailure] = []
@@ -167,9 +167,6 @@ def _run(recipe, directory, todo, workers, bar, stop) -> None:
             raise MachineError(f"episode {index} of {recipe.name} failed twice: {episode.reason}")
         save_episode(directory, episode, stamp=STAMP, ident=recipe.ident(index))
         bar.update()
-        if stop.requested:
-            results.close()
-            stop.raise_if_requested()
     if failures:
         warn(
             f"{len(failures)} episodes were discarded and made again, since their simulators "

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from veorl_tf.core.config import Config, load_blocks
 from veorl_tf.core.errors import UserError
-from veorl_tf.core.files import atomic_write
+from veorl_tf.core.files import atomic_write, sweep_leftovers
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run import datasets
+from veorl_tf.run.checking import check_values
 from veorl_tf.run.directory import load_config, load_weights, provenance
 from veorl_tf.run.job import BLOCKS
 from veorl_tf.run.simulators import check_task, env_options
@@ -94,6 +95,7 @@ def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "scores.json", "w") as file:
         json.dump(summary, file, indent=1)
+    sweep_leftovers(out)
     return summary | {"file": out / "scores.json"}
 
 
@@ -149,13 +151,12 @@ def collect(argv: Sequence[str]) -> int:
     if len(flags.positional) > 1:
         raise UserError(f"unexpected argument {flags.positional[1]!r}; usage: {usage}")
     config = parse_flags(argv[len(flags.positional) :], blocks, comments, usage).config
+    check_values(config)
     check_task(config)
     out = Path(flags.positional[0])
     recipe = datasets.default_recipe(config, "target")
-    if (out / "recipe.json").exists():
-        known = json.loads((out / "recipe.json").read_text())
-        if known["hash"] != recipe.hash:
-            raise UserError(f"{out}: holds a dataset of another recipe; name another folder")
+    if (out / "recipe.json").exists() and recipe.hash not in (out / "recipe.json").read_text():
+        raise UserError(f"{out}: holds a dataset of another recipe; name another folder")
     make_dataset(recipe, out, config.env.workers)
     print((out / "recipe.json").read_text())
     return 0

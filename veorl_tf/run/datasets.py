@@ -14,9 +14,10 @@ import numpy as np
 from veorl_tf.core.arrays import READ_ERRORS, npz_headers
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
+from veorl_tf.core.files import expanded
 from veorl_tf.core.progress import progress
 from veorl_tf.data.importers.journal import action_scale, unfinished
-from veorl_tf.data.importers.registry import find
+from veorl_tf.data.importers.registry import find, formats
 from veorl_tf.data.store import FrameStore
 from veorl_tf.run import importing
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
@@ -28,7 +29,7 @@ GIVEN = {"target": "target_dataset", "source": "source_videos"}  # keys of the u
 def data_root(config: Config) -> Path:
     """Where datasets and caches live: `--datadir`, `$VEORL_DATA`, or the user's cache."""
     place = config.datadir or os.environ.get("VEORL_DATA") or "~/.cache/veorl_tf"
-    return Path(place).expanduser()
+    return expanded("--datadir", place)
 
 
 def check_given(config: Config) -> None:
@@ -36,23 +37,30 @@ def check_given(config: Config) -> None:
     not named."""
     for key in GIVEN.values():
         if config[key]:
-            source = Path(config[key]).expanduser()
+            source = expanded(f"--{key}", config[key])
             if not source.exists():
                 raise UserError(f"--{key} {config[key]}: no such file or folder")
             if not is_ready(source):
                 find(source, config.imports.format)
     import_options(config)
+    if config.imports.format not in ("auto", *formats()):
+        raise UserError(
+            f"--imports.format {config.imports.format}: auto, or one of {', '.join(formats())}"
+        )
     if config.task.startswith("fetch_") and not config.target_dataset:
         raise UserError(f"--task {config.task} needs --target_dataset: no expert acts in it")
     if config.task == "none" and not config.target_dataset:
         raise UserError("--task none needs --target_dataset: there is no simulator to collect from")
+    for kind in GIVEN:
+        if not config[GIVEN[kind]]:
+            default_recipe(config, kind)
 
 
 def open_store(config: Config, kind: str) -> FrameStore:
     """The frame store of the run's `target` or `source` data, made and built first if need be."""
     given = config[GIVEN[kind]]
     if given:
-        directory = imported(config, kind, Path(given).expanduser())
+        directory = imported(config, kind, expanded(f"--{GIVEN[kind]}", given))
     else:
         recipe = default_recipe(config, kind)
         directory = data_root(config) / "episodes" / f"{recipe.name}-{recipe.hash}"

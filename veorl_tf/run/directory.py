@@ -16,7 +16,7 @@ from pathlib import Path
 from veorl_tf.core import checkpoint, hardware
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
-from veorl_tf.core.files import atomic_write
+from veorl_tf.core.files import atomic_write, expanded, sweep_leftovers
 from veorl_tf.core.lock import locked
 
 # Keys that change where or how often something is written, never what is learnt.
@@ -81,7 +81,16 @@ class RunDirectory:
 
     def finished(self) -> dict | None:
         """The outcome of a finished run, else None."""
-        return json.loads(self.result.read_text()) if self.result.exists() else None
+        if not self.result.exists():
+            return None
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+            if isinstance(result, dict) and "updates" in result:
+                return result
+        except ValueError:
+            pass
+        warn(f"{self.result}: damaged; it is made again")
+        return None
 
 
 def open_run(config: Config, names: Sequence[str], run: RunDirectory | None = None) -> RunDirectory:
@@ -94,20 +103,21 @@ def open_run(config: Config, names: Sequence[str], run: RunDirectory | None = No
     run = run or RunDirectory(run_path(config, names))
     path = run.path
     if run.started:
-        _take_changes(run, config)
+        _check_changes(run, config)
         return run
     require_place(run)
     path.mkdir(parents=True, exist_ok=True)
+    with atomic_write(run.config, "w") as file:  # first: it marks the folder as a run's
+        file.write(config.to_yaml())
     with atomic_write(path / "versions.json", "w") as file:
         json.dump(provenance() | {"configs": list(names)}, file, indent=1)
-    with atomic_write(run.config, "w") as file:
-        file.write(config.to_yaml())
     return run
 
 
 @contextmanager
 def owned(run: RunDirectory) -> Iterator[None]:
     """Only one process trains in a run's directory. Raises UserError when another one does."""
+    sweep_leftovers(run.path)
     require_place(run)
     with locked(run.lock, f"trains in {run.path}"):
         yield
@@ -125,7 +135,7 @@ def require_place(run: RunDirectory) -> None:
 
 def run_path(config: Config, names: Sequence[str]) -> Path:
     """Where the run that `config` describes lives, or shall live."""
-    path = Path(config.logdir or f"logs/{default_name(config, names)}").expanduser()
+    path = expanded("--logdir", config.logdir or f"logs/{default_name(config, names)}")
     return _next_free(path) if config.fresh else path
 
 
@@ -133,7 +143,7 @@ def settle(config: Config, run: RunDirectory) -> Config:
     """`config` with what `auto` means here, or meant where the run was begun."""
     automatic = [key for key, auto in hardware.AUTO.items() if config[key] == auto]
     found = load_config(run.path).flat if run.started else hardware.resolve(config.distribute)
-    return config.update({key: found[key] for key in automatic})
+    return config.update({key: found.get(key, config[key]) for key in automatic})
 
 
 def default_name(config: Config, names: Sequence[str]) -> str:
@@ -146,7 +156,10 @@ def load_config(logdir: str | Path) -> Config:
     path = Path(logdir) / "config.yaml"
     if not path.exists():
         raise UserError(f"{logdir}: not a run directory (it has no config.yaml)")
-    return Config.from_yaml(path.read_text(), str(path))
+    try:
+        return Config.from_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: no text; name a new --logdir, or mend it") from None
 
 
 def load_weights(logdir: str | Path, name: str = "") -> tuple[dict, dict, str]:
@@ -217,15 +230,23 @@ def _next_free(path: Path) -> Path:
     return candidate
 
 
-def _take_changes(run: RunDirectory, config: Config) -> None:
-    """Makes `config` the run's, if the run can go on with it."""
-    before, now = load_config(run.path), config.flat
-    old = before.flat
-    changed = [
-        key
-        for key in sorted({*old, *now})
-        if old.get(key) != now.get(key) and not HARMLESS.fullmatch(key)
-    ]
+def accept(run: RunDirectory, config: Config) -> None:
+    """Makes `config` the run's, once it has proved to work with what the run has saved."""
+    if _changes(load_config(run.path).flat, config.flat):
+        with atomic_write(run.config, "w") as file:
+            file.write(config.to_yaml())
+
+
+def _changes(old: Mapping, now: Mapping) -> list[str]:
+    """Keys whose change matters."""
+    keys = sorted({*old, *now})
+    return [k for k in keys if old.get(k) != now.get(k) and not HARMLESS.fullmatch(k)]
+
+
+def _check_changes(run: RunDirectory, config: Config) -> None:
+    """Raises UserError unless the run can go on with `config`; a longer one is finished no more."""
+    old, now = load_config(run.path).flat, config.flat
+    changed = _changes(old, now)
     extended = [key for key in changed if _extends(run, key, old, now)]
     shown = ", ".join(f"{k} {old.get(k)!r} -> {now.get(k)!r}" for k in changed[:SHOWN])
     shown += f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
@@ -239,20 +260,21 @@ def _take_changes(run: RunDirectory, config: Config) -> None:
     if not changed:
         return
     warn(f"{run.path} goes on with another configuration: {shown}")
-    with atomic_write(run.config, "w") as file:
-        file.write(config.to_yaml())
     if extended:
         run.result.unlink(missing_ok=True)
 
 
 def _extends(run: RunDirectory, key: str, old: Mapping, now: Mapping) -> bool:
-    """Whether a change gives more updates to a stage after which no other has begun: so far the run
-    is what it would be with the larger budget."""
+    """Whether a change gives more updates to a stage after which no other has begun: so far the
+    weights are what they would be with the larger budget."""
     budget = BUDGET.fullmatch(key)
-    if not budget or key not in old or key not in now or now[key] < old[key]:
+    if not budget or not all(isinstance(x.get(key), int) for x in (old, now)):
+        return False
+    if now[key] < old[key]:
         return False
     newest = checkpoint.latest(run.checkpoints) if run.checkpoints.is_dir() else None
     if newest is None:
         return True
-    manifest = checkpoint.manifest(run.checkpoints, newest)
-    return budget[1] == manifest["stage_name"] or budget[1] not in manifest["begun"]
+    reached = checkpoint.manifest(run.checkpoints, newest)["stage_name"]
+    order = [BUDGET.fullmatch(one)[1] for one in old if BUDGET.fullmatch(one)]
+    return reached in order and order.index(budget[1]) >= order.index(reached)

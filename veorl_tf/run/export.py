@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 
 import tensorflow as tf
 
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_directory, atomic_write
 
 METADATA = "policy.json"
@@ -62,13 +60,11 @@ class PolicyModule(tf.Module):
 
 
 def export(agent, config: Config, out: Path, bounds: dict | None = None) -> Path:
-    """Writes the SavedModel of `agent`'s policy to the new folder `out`.
+    """Writes the SavedModel of `agent`'s policy to the folder `out`, in place of what is there.
 
     `policy.json` beside the model says what it expects: image size, camera and orientation,
     action bounds of the data, simulator steps per decision.
     """
-    if out.exists():
-        raise UserError(f"{out} exists; name a new folder")
     module = PolicyModule(agent)
     with atomic_directory(out) as temporary:
         try:
@@ -107,10 +103,3 @@ def describe(agent, config: Config, bounds: dict | None) -> dict:
         "state": {k: [int(n) for n in v.shape[1:]] for k, v in agent.initial(1).items()},
         "signatures": ["initial_state", "act"],
     }
-
-
-def replace_export(agent, config: Config, out: Path, bounds: dict | None = None) -> Path:
-    """As `export`, over an earlier export of the same run."""
-    if (out / METADATA).exists():
-        shutil.rmtree(out)
-    return export(agent, config, out, bounds)

@@ -196,13 +196,13 @@ def _import(
             raise UserError(f"{source}: {problem.name}: {problem.reason}")
         result.skipped.append([problem.name, problem.reason])
 
-    with StopRequest() as stop:
+    with StopRequest(at_once=True):
         for problem in beside(source, reader):
             leave_out(problem)
         items = list(reader.items(source, options, leave_out))
         if not items and not result.skipped:
             raise UserError(f"{source}: nothing to import as {reader.name}")
-        run = _Run(reader, source, out, options, journal, stop, workers, timeout)
+        run = _Run(reader, source, out, options, journal, workers, timeout)
         keyed = run.keys(run.pieces(items), leave_out)
         if not isinstance(reader, Footage):
             result.bounds = run.bounds(keyed, leave_out)
@@ -229,7 +229,6 @@ class _Run:
     out: Path
     options: Options
     journal: Journal
-    stop: StopRequest
     workers: int
     timeout: float
     failed: list[list[str]] = field(default_factory=list)  # name and reason: no result, this time
@@ -274,7 +273,6 @@ class _Run:
                     ]
                     keyed.setdefault(_hash(made_of), item)
                 bar.update()
-                self.stop.raise_if_requested()
         return keyed
 
     def _digest(self, name: str) -> str:
@@ -332,7 +330,8 @@ class _Run:
         for key in final:
             self._refuse(strict, *self.journal.entries.get(key, {"problems": []})["problems"])
         todo = [key for key in final if key not in self.journal.entries]
-        self.out.mkdir(parents=True, exist_ok=True)
+        if todo:
+            self.journal.reopen()
         more = {"out": str(self.out), "bounds": bounds}
         for key, entry in self._jobs("import_item", final, todo, "importing", more):
             self.journal.add("entries", key, entry)
@@ -368,7 +367,6 @@ class _Run:
                 yield todo[index], result
             elif "out" in more:
                 self.failed.append([result.name, result.reason])
-            self.stop.raise_if_requested()
 
 
 def in_workers(

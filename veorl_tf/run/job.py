@@ -15,7 +15,7 @@ import numpy as np
 
 from veorl_tf.core.config import Config, load_blocks
 from veorl_tf.core.errors import Interrupted
-from veorl_tf.core.files import atomic_write
+from veorl_tf.core.files import atomic_write, sweep_leftovers
 from veorl_tf.core.flags import parse_flags
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.media import write_mp4
@@ -23,6 +23,7 @@ from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run.checking import check_compiler, check_request
 from veorl_tf.run.directory import (
     RunDirectory,
+    accept,
     open_run,
     owned,
     provenance,
@@ -96,6 +97,8 @@ def run(config: Config, directory: RunDirectory, strict: bool = False, replicas=
     print(f"run directory: {directory.path}", flush=True)
     with replicas.scope():
         training = OfflineTraining(config, directory, strict, replicas)
+        if replicas.chief:
+            accept(directory, config)
         try:
             training.run()
             with replicas.chief_first():
@@ -114,7 +117,7 @@ def run(config: Config, directory: RunDirectory, strict: bool = False, replicas=
 
 def conclude(training) -> None:
     """Evaluates and exports what was trained; writes the result."""
-    from veorl_tf.run.export import replace_export
+    from veorl_tf.run.export import export
 
     config, directory = training.config, training.directory
     result = provenance() | {
@@ -129,7 +132,7 @@ def conclude(training) -> None:
     }
     if training.evaluator is not None:
         result |= final_evaluation(training)
-    replace_export(training.agent, config, directory.policy, training.bounds)
+    export(training.agent, config, directory.policy, training.bounds)
     with atomic_write(directory.result, "w") as file:
         json.dump(result, file, indent=1)
 
@@ -140,21 +143,18 @@ def final_evaluation(training) -> dict:
 
     config, directory = training.config, training.directory
     workers = config.env.workers
-    with StopRequest() as stop:
+    with StopRequest(at_once=True):
         policy = agent_policy(training.agent, config.seed, workers)
-        scores = training.evaluator.run(
-            policy, config.log.final_episodes, 3, lambda: stop.requested
-        )
-        stop.raise_if_requested()
+        scores = training.evaluator.run(policy, config.log.final_episodes, 3)
         blind = {**training.evaluator.spec, "render": False}
         episodes = min(RANDOM_EPISODES, 5 * config.log.final_episodes)
         with Evaluator(blind, workers) as evaluator:
             action = training.agent.action_space
             blindly = random_policy(action.size, action.discrete, config.seed, workers)
-            random = evaluator.run(blindly, episodes, 0, lambda: stop.requested)
-        stop.raise_if_requested()
+            random = evaluator.run(blindly, episodes)
     summary = {f"evaluation/final_{k}": v for k, v in scores.summary().items()}
     training.logger.scalars(training.step, summary, training.stages[-1].name)
+    sweep_leftovers(directory.videos)
     for i, frames in enumerate(scores.videos):
         write_mp4(directory.videos / f"episode-{i}.mp4", frames, fps=20)
     return {

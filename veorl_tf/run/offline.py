@@ -12,7 +12,7 @@ from veorl_tf.agents.registry import make_agent
 from veorl_tf.agents.stage import Stage, Stream, Update
 from veorl_tf.core import checkpoint, hardware, seeds
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import Diverged, UserError, warn
+from veorl_tf.core.errors import Diverged, Interrupted, MachineError, UserError, warn
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.metrics import Logger, Silence
 from veorl_tf.core.progress import progress
@@ -152,6 +152,12 @@ class OfflineTraining:
         self.stage, self.update = manifest["stage"], manifest["update"]
         self.begun, self.seconds = list(manifest["begun"]), manifest["seconds"]
         self.owes_evaluation, self.logged = manifest["owes_evaluation"], manifest["logged"]
+        stages = [stage.name for stage in self.stages]
+        if stages[self.stage : self.stage + 1] != [manifest["stage_name"]]:
+            raise UserError(
+                f"{self.directory.path}: saved in stage {manifest['stage_name']}, but the stages "
+                f"are {', '.join(stages)} now; name another --logdir"
+            )
         assign(self.agent.weights(), arrays, name)
         assign(self.stages[self.stage].state, arrays, name)
         if self.update < self.budgets[self.stage]:
@@ -192,16 +198,20 @@ class OfflineTraining:
         """All stages that are not done yet."""
         while True:
             stage = self.stages[self.stage]
-            end = checkpoint.stage_name(stage.name)
             if self.update < self.budgets[self.stage]:
                 self.train_stage(stage)
-                self.save(end)
-            elif self.update and end not in checkpoint.names(self.directory.checkpoints):
-                self.save(end)  # a signal at the stage's last update came before it
+            elif self.update and not self.kept(stage):  # it was interrupted at its last update
+                self.save(checkpoint.stage_name(stage.name))
             remove(self.agent, stage, self.stores)
             if self.stage + 1 == len(self.stages):
                 break
             self.stage, self.update = self.stage + 1, 0
+
+    def kept(self, stage: Stage) -> bool:
+        """Whether the end of a stage is saved as such."""
+        name, directory = checkpoint.stage_name(stage.name), self.directory.checkpoints
+        known = name in checkpoint.names(directory)
+        return known and checkpoint.manifest(directory, name)["update"] == self.update
 
     def train_stage(self, stage: Stage) -> None:
         if stage.name not in self.begun:
@@ -262,6 +272,7 @@ class OfflineTraining:
                 if stage.evaluates and self.due(log.eval_every) and self.update < budget:
                     self.evaluate(stop, bar)
                 self.keep_or_leave(stage, stop, bar)
+            self.save(checkpoint.stage_name(stage.name))
 
     def require_finite(self, update: Update, metrics: dict) -> None:
         """Raises Diverged when too many updates in a row were skipped."""
@@ -350,16 +361,16 @@ class OfflineTraining:
             return
         began = time.monotonic()
         policy = agent_policy(self.agent, self.config.seed, self.config.env.workers)
-        scores = (
-            None
-            if stop.requested
-            else self.evaluator.run(
-                policy, self.config.log.eval_episodes, 1, lambda: stop.requested
-            )
-        )
-        self.owes_evaluation = scores is None
-        if scores is None:
+        self.owes_evaluation = True
+        try:
+            with stop.immediate():
+                scores = self.evaluator.run(policy, self.config.log.eval_episodes, 1)
+        except Interrupted:
             return
+        except MachineError:
+            self.save(checkpoint.update_name(self.stage, self.update))
+            raise
+        self.owes_evaluation = False
         summary = {f"evaluation/{k}": v for k, v in scores.summary().items()}
         self.log(summary | {"time/evaluation": time.monotonic() - began}, bar)
         for frames in scores.videos:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 import tensorflow as tf
 
-from veorl_tf.core.errors import Interrupted, MachineError, UserError
+from veorl_tf.core.errors import Interrupted, MachineError, UserError, warn
 from veorl_tf.core.interrupt import StopRequest
 
 
@@ -43,6 +43,10 @@ class Replicas:
             self.strategy = tf.distribute.MirroredStrategy()
         else:
             self.processes, self.chief = _cluster()
+            warn(
+                "--distribute multi_worker: TensorFlow listens on all interfaces, for whoever "
+                "comes; let only your machines reach the ports of TF_CONFIG"
+            )
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self.count = self.strategy.num_replicas_in_sync
         if self.count == 1:  # nothing to share: plain variables

@@ -12,6 +12,7 @@ from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write, sweep_leftovers
 
 REPORT, JOURNAL, LOCK = "import.json", ".import/journal.jsonl", ".import/lock"
+ENTRY = {"files", "counts", "problems", "numbers"}  # of an item
 WRITTEN = re.compile(r".*\.[0-9a-f]{12}\.[0-9]{4,}\.npz")  # names of episodes that imports write
 
 
@@ -33,6 +34,8 @@ class Journal:
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
+                if entry["of"] == "entries" and not ENTRY <= set(entry["value"]):
+                    continue
                 getattr(self, entry["of"])[entry["key"]] = entry["value"]
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # the line that was being written when the process was killed
@@ -50,12 +53,15 @@ class Journal:
             file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
 
     def begin(self, source: Path) -> None:
-        """Before anything is written: the folder belongs to this source, and is not finished."""
+        """Before anything is written: the folder belongs to this source."""
         known = self.about.get("source", str(source))
         if known != str(source):
             raise UserError(f"{self.out}: holds an import of {known}; name another folder")
         if not self.about:
             self.add("about", "source", str(source))
+
+    def reopen(self) -> None:
+        """Before episodes are written: the import is not finished."""
         (self.out / REPORT).unlink(missing_ok=True)
 
     def keep(self, keys: set[str]) -> int:
