@@ -8,7 +8,7 @@ import pytest
 
 from veorl_tf.agents.stage import Update
 from veorl_tf.core import checkpoint, hardware
-from veorl_tf.core.errors import Interrupted, UserError
+from veorl_tf.core.errors import Diverged, Interrupted, UserError
 from veorl_tf.core.metrics import read_metrics
 from veorl_tf.data.episodes import save_episode
 from veorl_tf.data.synthetic import random_episode
@@ -239,16 +239,19 @@ def test_forced_changes_that_do_not_fit_spoil_nothing(configured, tmp_path, stop
         assert load_config(tmp_path / "run") == config
 
 
-def test_a_learning_rate_that_spoils_the_weights(configured, tmp_path, refused):
+def test_a_learning_rate_that_spoils_the_weights(configured, tmp_path, faults):
     """The first step makes numbers that no later loss can use: the run stops and says which."""
     flags = {"model.lr": 1e30, "max_skipped": 3, "stages.abstraction.updates": 50}
     config = configured(tmp_path / "run", **flags)
-    line = refused(lambda argv: run(config, open_run(config, NAMES)), [], code=5)
+    with pytest.raises(Diverged) as caught:
+        run(config, open_run(config, NAMES))
+    line = str(caught.value)
     assert "3 updates in a row were skipped by update 4 of stage abstraction" in line
     assert "first loss/" in line and "were not finite" in line
     assert "the newest checkpoint is update-0-000000003" in line
     arrays, _, _ = load_weights(tmp_path / "run")
     assert all(np.isfinite(array).all() for array in arrays.values())
+    faults.append(("numbers", "a learning rate of 1e30", "stopped, the weights are finite"))
 
 
 def test_frames_of_another_size_are_resized(configured, tmp_path):

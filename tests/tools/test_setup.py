@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 from packaging.requirements import Requirement
@@ -110,7 +111,8 @@ def test_locks_hold_what_is_asked_for_with_hashes(name):
 def test_what_is_installed_is_what_is_locked():
     lock = locked("requirements-dev.txt")
     wrong = []
-    for package in importlib.metadata.distributions():
+    places = sorted({sysconfig.get_paths()[key] for key in ("purelib", "platlib")})
+    for package in importlib.metadata.distributions(path=places):
         name, version = canonical(package.metadata["Name"]), package.version
         if name in lock and lock[name][0] != version:
             wrong.append(f"{name} {version}, locked {lock[name][0]}")

@@ -86,6 +86,7 @@ def check(config: Config) -> None:
         raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
     check_task(config)
     check_actions(config)
+    datasets.data_root(config)
     datasets.check_given(config)
     if config.init_from:
         load_config(config.init_from)
