@@ -232,8 +232,8 @@ def test_forced_changes_that_do_not_fit_spoil_nothing(configured, tmp_path, stop
     with pytest.raises(Interrupted):
         run(config, open_run(config, NAMES), strict=True)
     stop_at(None)
-    for change in ({"v2.deter": 17}, {"agent": "dreamerv3", "backbone": "v3"}):
-        other = configured(tmp_path / "run", "dreamerv2", force=True, **change)
+    for agent, change in (("dreamerv2", {"v2.deter": 17}), ("dreamerv3", {})):
+        other = configured(tmp_path / "run", agent, force=True, **change)
         with pytest.raises(UserError, match="the configuration wants|the stages are|are missing"):
             run(other, open_run(other, NAMES), strict=True)
         assert load_config(tmp_path / "run") == config
