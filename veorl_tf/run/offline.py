@@ -76,7 +76,7 @@ class OfflineTraining:
         self.started = time.monotonic()
         self.restore()
         self.require_same_start()
-        self.logger, self.evaluator = Silence(), None
+        self.logger, self.evaluator, self.policy = Silence(), None, None
         if self.replicas.chief:
             self.logger = Logger(directory.path, (self.step, self.logged), strict)
             if config.task != "none":
@@ -360,11 +360,12 @@ class OfflineTraining:
         if self.evaluator is None:
             return
         began = time.monotonic()
-        policy = agent_policy(self.agent, self.config.seed, self.config.env.workers)
+        if self.policy is None:  # compiled once
+            self.policy = agent_policy(self.agent, self.config.seed, self.config.env.workers)
         self.owes_evaluation = True
         try:
             with stop.immediate():
-                scores = self.evaluator.run(policy, self.config.log.eval_episodes, 1)
+                scores = self.evaluator.run(self.policy, self.config.log.eval_episodes, 1)
         except Interrupted:
             return
         except MachineError:
