@@ -171,7 +171,9 @@ def test_a_child_gets_the_time_to_save(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
-    assert table.wait_for([sys.executable, "-c", code]) == 143
+    with pytest.raises(Interrupted) as caught:
+        table.wait_for([sys.executable, "-c", code])
+    assert caught.value.exit_code == 143
     assert (tmp_path / "saved").exists()
 
 

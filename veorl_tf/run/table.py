@@ -93,8 +93,8 @@ def train_one(options: Config, task: str, agent: str, seed: int, results: Path) 
 
 
 def wait_for(command: Sequence[str]) -> int:
-    """Exit code of a command. It is given the time to save when a signal asks us to stop: Ctrl-C
-    reaches it too, SIGTERM is passed on."""
+    """Exit code of a command. It is given the time to save when a signal asks us to stop (Ctrl-C
+    reaches it too, SIGTERM is passed on); then Interrupted is raised."""
     with StopRequest() as stop:
         child = subprocess.Popen(command)
         told = False
