@@ -65,10 +65,10 @@ def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str
     Returns:
         The process's exit code. Exceptions that are not listed here are bugs and pass through.
     """
-    from veorl_tf.core.interrupt import interruptible
+    from veorl_tf.core.interrupt import StopRequest
 
     try:
-        with interruptible():
+        with StopRequest(at_once=True):
             return int(function(argv) or 0)
     except (UserError, MachineError, Diverged) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -14,14 +14,6 @@ from veorl_tf.core.errors import Interrupted
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """A whole command: the first SIGINT or SIGTERM raises `Interrupted` wherever it is, the second
-    leaves at once."""
-    with StopRequest(at_once=True):
-        yield
-
-
 class StopRequest:
     """Context manager; inside it the first SIGINT or SIGTERM only sets `requested`, the second
     leaves at once.

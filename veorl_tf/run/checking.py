@@ -31,6 +31,8 @@ CHOICES = {
 }
 SEEDS = 2**31 - 1
 MOST = 10**9 - 1  # of anything that is counted
+LESS_THAN_ONE = r"(v3|nature|behavior)\.unimix|behavior\.return_rate|data\.validation"
+MORE_THAN_ZERO = r"behavior\.slow_fraction"
 # Whole keys: the lowest and the highest value. Of the rows that fit a key the first counts.
 RANGES = {
     r"seed": (0, SEEDS),
@@ -43,7 +45,7 @@ RANGES = {
     r"(v2|v3|nature)\.(deter|hidden|units|stoch|classes|depth|layers|blocks)": (1, MOST),
     r"veorl\.(codes|code_size|ban_units)": (1, MOST),
     r"behavior\.(gamma|lambda|mix|slow_fraction)|kl\.balance": (0, 1),
-    r"(v3|nature|behavior)\.unimix|behavior\.return_rate|data\.validation": (0, 1),
+    LESS_THAN_ONE: (0, 1),
     r"behavior\.slow_every|log\.(eval|final)_episodes": (1, MOST),
     r"(model|actor|critic)\.eps": (1e-30, 1),  # what float32 can hold
     r"(model|actor|critic)\.decay": (0, 1),
@@ -51,8 +53,6 @@ RANGES = {
     r"(kl|scale|veorl|behavior|data)\..+": (0, 1e30),
     r"(stages|log)\..+|updates_per_call|max_skipped": (0, MOST),
 }
-LESS_THAN_ONE = r"(v3|nature|behavior)\.unimix|behavior\.return_rate|data\.validation"
-MORE_THAN_ZERO = r"behavior\.slow_fraction"
 SMALLEST_AGC = 1e-6
 # What a flag on the command line needs another key to be, or it would do nothing.
 NEEDS = {
@@ -86,7 +86,7 @@ def check(config: Config) -> None:
         raise UserError(f"--env.image_size {config.env.image_size}: the nets take 64")
     check_task(config)
     check_actions(config)
-    datasets.data_root(config)
+    datasets.data_root(config)  # can be named
     datasets.check_given(config)
     if config.init_from:
         load_config(config.init_from)

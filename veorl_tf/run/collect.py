@@ -233,11 +233,10 @@ def _check_disk(recipe: Recipe, directory: Path, count: int) -> None:
     if not count:
         return
     job = recipe.jobs[0]
-    store = (
-        count * recipe.frames * job.get("image_size", 64) ** 2 * 3
-    )  # the frame store, built next
+    frames = count * recipe.frames
+    store = frames * job.get("image_size", 64) ** 2 * 3  # the frame store, built next
     need = store + store // 3  # zip leaves about a third
-    seconds = count * recipe.frames * 0.02 / 2
+    seconds = frames * 0.02 / 2
     print(
         f"making {count} episodes of {recipe.name} in {directory}: about {need / 1e6:.0f} MB "
         f"and {duration(max(10, seconds))}",
