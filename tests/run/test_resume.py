@@ -226,6 +226,19 @@ def test_an_extended_run_is_a_longer_one(configured, tmp_path):
     assert load_config(directory.path) == once
 
 
+def test_a_damaged_end_of_a_stage_is_saved_again(configured, tmp_path):
+    budgets = {"stages.model.updates": 3, "stages.behavior.updates": 0, "log.video_every": 0}
+    config = configured(tmp_path / "run", "dreamerv2", **budgets)
+    directory = open_run(config, NAMES)
+    run(config, directory, strict=True)
+    expected = weights(directory, "model")
+    directory.result.unlink()
+    end = directory.checkpoints / "stage-model.json"
+    end.write_text(end.read_text()[:-20])
+    run(config, open_run(config, NAMES), strict=True)
+    assert weights(directory, "model") == expected
+
+
 def test_forced_changes_that_do_not_fit_spoil_nothing(configured, tmp_path, stop_at):
     config = configured(tmp_path / "run", "dreamerv2")
     stop_at(2)

@@ -209,9 +209,11 @@ class OfflineTraining:
 
     def kept(self, stage: Stage) -> bool:
         """Whether the end of a stage is saved as such."""
-        name, directory = checkpoint.stage_name(stage.name), self.directory.checkpoints
-        known = name in checkpoint.names(directory)
-        return known and checkpoint.manifest(directory, name)["update"] == self.update
+        name = checkpoint.stage_name(stage.name)
+        try:
+            return checkpoint.manifest(self.directory.checkpoints, name)["update"] == self.update
+        except checkpoint.DamagedCheckpoint:  # or missing
+            return False
 
     def train_stage(self, stage: Stage) -> None:
         if stage.name not in self.begun:
