@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,44 @@ def test_waiting(tmp_path, holder, capfd):
     assert f"waiting for process {process.pid}, which makes x" in capfd.readouterr().err
 
 
+def test_twice_in_one_process(tmp_path):
+    with locked(tmp_path / "lock", "trains"):
+        with pytest.raises(UserError, match=f"process {os.getpid()} trains"):
+            with locked(tmp_path / "lock", "trains"):
+                raise AssertionError("two hold it")
+
+
+@pytest.fixture
+def taken(tmp_path):
+    """The lock, held by an owner that has not written its name yet."""
+    with open(tmp_path / "lock", "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def test_an_owner_writes_its_name_late(tmp_path, taken):
+    entry = json.dumps({"host": host(), "pid": os.getppid()})
+    late = threading.Timer(0.3, lambda: (taken.write(entry), taken.flush()))
+    late.start()
+    with pytest.raises(UserError, match=f"process {os.getppid()} trains"):
+        with locked(tmp_path / "lock", "trains"):
+            raise AssertionError("two hold it")
+    late.join()
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_an_owner_without_a_name(tmp_path, taken, dead):
+    """Nothing is there, or the name of the owner before, which was killed."""
+    if dead:
+        process = subprocess.Popen([sys.executable, "-c", ""])
+        process.wait()
+        json.dump({"host": host(), "pid": process.pid}, taken)
+        taken.flush()
+    with pytest.raises(UserError, match="another process trains"):
+        with locked(tmp_path / "lock", "trains"):
+            raise AssertionError("two hold it")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": "x"}', "\0" * 50])
 def test_whatever_the_file_holds(tmp_path, content):
     (tmp_path / "lock").write_text(content)
@@ -99,6 +138,9 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capfd):
     path.write_text(json.dumps(entry | {"pid": process.pid}))
     with locked(path, "trains"):
         assert "did not end by itself" in capfd.readouterr().err
+    path.write_text(json.dumps(entry))
+    with locked(path, "trains"):
+        assert "did not end by itself" in capfd.readouterr().err, "our number, of another life"
     path.write_text(json.dumps(entry | {"host": "elsewhere"}))
     with pytest.raises(UserError, match="on elsewhere trains"):
         with locked(path, "trains"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import time
@@ -16,6 +17,7 @@ from veorl_tf.core.files import host, runs
 
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)  # of some file systems
 EVERY = 0.2  # seconds between looks at a lock that is waited for
+NAMELESS = 5  # looks until an owner, who writes its name after it took the lock, counts as unnamed
 
 
 @contextmanager
@@ -35,17 +37,20 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     told = False
     with open(path, "a+", encoding="utf-8") as file:
-        while not _take(file):
-            if not wait:
+        for look in itertools.count():
+            if _take(file):
+                break
+            named = _alive(_entry(file)) or look >= NAMELESS
+            if named and not wait:
                 raise UserError(f"{_owner(file)} {what}; wait for it, or end it ({path})")
-            if not told:
+            if named and not told:
                 warn(f"waiting for {_owner(file)}, which {what}")
                 told = True
             time.sleep(EVERY)
         former = _entry(file)
         if former and not told:
             warn(f"process {former['pid']} did not end by itself; going on from what it saved")
-        _write(file, {"host": host(), "pid": os.getpid()})
+        _write(file, _ours())
         try:
             yield
         finally:
@@ -62,12 +67,13 @@ def _take(file) -> bool:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-    owner = _entry(file)
-    if not owner:
-        return True
-    # In a container every first process has the same number.
-    gone = owner["pid"] == os.getpid() or not runs(owner["pid"])
-    return owner["host"] == host() and gone
+    entry = _entry(file)
+    # In a container every first process has the same number: ours, in the file, is a dead one's.
+    return not _alive(entry) or entry == _ours()
+
+
+def _ours() -> dict:
+    return {"host": host(), "pid": os.getpid()}
 
 
 def _entry(file) -> dict:
@@ -81,9 +87,14 @@ def _entry(file) -> dict:
     return entry if valid else {}
 
 
+def _alive(entry: dict) -> bool:
+    """Whether the process that an entry names may hold the lock."""
+    return bool(entry) and (entry["host"] != host() or runs(entry["pid"]))
+
+
 def _owner(file) -> str:
     entry = _entry(file)
-    if not entry:
+    if not _alive(entry):
         return "another process"
     elsewhere = "" if entry["host"] == host() else f" on {entry['host']}"
     return f"process {entry['pid']}{elsewhere}"
