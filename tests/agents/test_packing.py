@@ -16,7 +16,7 @@ def test_packing_keeps_every_valid_slot_and_rounds_up(rng, bucket, length):
     x = rng.normal(size=(4, 5, 2)).astype(np.float32)
     packed = packing.pack(tf.constant(x)).numpy()
     assert packed.shape == (length, 2)
-    np.testing.assert_array_equal(packed[packing.mask == 1], x[mask == 1])
+    np.testing.assert_array_equal(packed[packing.pack(mask) == 1], x[mask == 1])
     restored = packing.unpack(tf.constant(packed)).numpy()
     np.testing.assert_array_equal(restored[mask == 1], x[mask == 1])
     assert (restored == 0).all(-1).sum() == 20 - length

@@ -21,7 +21,6 @@ class Packing:
             self.order = tf.argsort(flat, direction="DESCENDING", stable=True)[:length]
         else:
             self.order = tf.range(total)
-        self.mask = tf.gather(flat, self.order)
 
     def pack(self, x: tf.Tensor) -> tf.Tensor:
         """`[B, K, ...]` to `[n, ...]`."""
