@@ -47,6 +47,40 @@ def test_the_same_policy_gives_the_same_scores(evaluator, undisturbed):
     assert [v.shape for v in again.videos] == [(DECISIONS + 1, 64, 64, 3)] * EPISODES
 
 
+def test_recorded_episodes_are_whole(evaluator, undisturbed):
+    """Also those that are not filmed; row t's action led to row t's picture."""
+    recorded = {}
+    scores = evaluator.run(by_sight, EPISODES, videos=1, record=recorded.__setitem__)
+    assert scores.returns == undisturbed.returns and len(scores.videos) == 1
+    assert sorted(recorded) == list(range(EPISODES))
+    for index, video in enumerate(undisturbed.videos):
+        episode = recorded[index]
+        assert np.array_equal(episode["image"], video)
+        np.testing.assert_array_equal(episode["action"][1:], by_sight(video[:-1], None, 0))
+        assert episode["reward"].sum() == pytest.approx(undisturbed.returns[index])
+
+
+def test_how_an_episode_ended_is_recorded():
+    image, seen = np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 4, 3), np.uint8)
+    for terminated in (False, True):
+        episode = evaluate._Episode(0, film=True)
+        episode.begin(({"image": image[0]}, {}), seen, 0)
+        for step, success in enumerate((0.0, 1.0)):
+            end = (terminated, True) if step else (False, False)
+            result = ({"image": image[0] + step + 1}, 2.0 + step, *end, {"success": success})
+            episode.advance(result, np.full(3, step + 0.5), seen, 0)
+        arrays = episode.arrays()
+        assert not episode.running and arrays["image"][:, 0, 0, 0].tolist() == [0, 1, 2]
+        assert arrays["reward"].tolist() == [0, 2, 3] and arrays["success"].tolist() == [0, 0, 1]
+        assert arrays["action"][:, 0].tolist() == [0, 0.5, 1.5]
+        assert arrays["discount"].tolist() == [1, 1, 0 if terminated else 1]
+
+
+def test_goals_of_ones_own(evaluator, undisturbed):
+    other = evaluator.run(by_sight, 1, 1, first_goal=evaluate.OTHER_GOAL)
+    assert not np.array_equal(other.videos[0][0], undisturbed.videos[0][0])
+
+
 def test_an_agent_too(evaluator, tiny_config):
     from veorl_tf.agents.agent import ActionSpace
     from veorl_tf.agents.registry import make_agent
@@ -83,8 +117,11 @@ def test_a_killed_simulator_is_replaced_and_counted(evaluator, undisturbed):
             os.kill(killed[0], signal.SIGKILL)
         return by_sight(image, is_first, step)
 
-    scores = evaluator.run(deadly, EPISODES)
+    recorded = {}
+    scores = evaluator.run(deadly, EPISODES, record=recorded.__setitem__)
     assert scores.failures == 1 and killed[0] not in evaluator.pool.pids()
+    for index, video in enumerate(undisturbed.videos):
+        assert np.array_equal(recorded[index]["image"], video)
     assert scores.returns == undisturbed.returns and scores.lengths == undisturbed.lengths
 
 
@@ -98,17 +135,6 @@ def test_it_gives_up_on_an_episode_that_always_fails(evaluator, monkeypatch):
 
     with pytest.raises(MachineError, match="episode 0 failed 2 times, last: .*finite"):
         evaluator.run(mad, 1)
-
-
-def test_stop(evaluator):
-    steps = []
-
-    def policy(image, is_first, step):
-        steps.append(step)
-        return by_sight(image, is_first, step)
-
-    assert evaluator.run(policy, EPISODES, stop=lambda: len(steps) == 3) is None
-    assert steps == [0, 1, 2]
 
 
 def test_random_is_deterministic_and_within_bounds():

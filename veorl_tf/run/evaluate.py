@@ -14,7 +14,12 @@ from veorl_tf.core.progress import progress
 from veorl_tf.run.simulators import simulator_errors
 
 FIRST_GOAL = 1_000_000_000  # goal seed of evaluation episode 0, above those of any dataset
+OTHER_GOAL = 1_500_000_000  # of episodes for training on, and above those
 PATIENCE = 3  # failures of one episode's simulator before the evaluation gives up
+
+
+Recorder = Callable[[int, Mapping[str, np.ndarray]], None]
+"""Is given the index and the arrays of every finished episode."""
 
 
 class Policy(Protocol):
@@ -52,8 +57,8 @@ class Scores:
 class Evaluator:
     """Keeps a pool of simulators between evaluations; use it in a `with` block.
 
-    `spec` are the keyword arguments of `envs.make`. Episode i has goal seed `FIRST_GOAL + i`
-    whatever the policy, so that policies are compared on the same goals.
+    `spec` are the keyword arguments of `envs.make`. Goals do not depend on the policy, so that
+    policies are compared on the same ones.
     """
 
     def __init__(self, spec: Mapping, workers: int):
@@ -76,11 +81,13 @@ class Evaluator:
         policy: Policy,
         episodes: int,
         videos: int = 0,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> Scores | None:
-        """Runs `episodes` episodes; returns their scores, or None when `stop()` became true.
+        record: Recorder | None = None,
+        first_goal: int = FIRST_GOAL,
+    ) -> Scores:
+        """The scores of `episodes` episodes, the first `videos` of them filmed.
 
-        Raises MachineError when an episode's simulator fails `PATIENCE` times.
+        Episode i has the goal of seed `first_goal + i`. Raises MachineError when an episode's
+        simulator fails `PATIENCE` times.
         """
         from envs.workers import SimulatorPool
 
@@ -93,37 +100,38 @@ class Evaluator:
         with progress(episodes, 0, "evaluating", "episodes") as bar:
             while len(finished) < episodes:
                 todo = [i for i in range(episodes) if i not in finished][: self.workers]
-                running, step = self._round(policy, todo, videos, step, stop)
-                if running is None:
-                    return None
+                filmed = {i for i in todo if record or i < videos}
+                running, step = self._round(policy, todo, filmed, step, first_goal)
                 for index, episode in running.items():
                     if episode.failed:
                         self._count(failures, index, episode.failed)
                     else:
                         finished[index] = episode
+                        if record:
+                            record(index, episode.arrays())
+                        if index >= videos:
+                            episode.rows = None
                         bar.update()
         replaced = sum(failures.values())
         if replaced:
             warn(f"{replaced} simulators failed during the evaluation and were replaced")
         return _scores([finished[i] for i in range(episodes)], replaced)
 
-    def _round(self, policy, todo, videos, step, stop):
+    def _round(self, policy, todo, filmed, step, first_goal):
         """One episode on each worker, in lockstep, so that noise does not depend on timing."""
-        started = self.pool.reset({w: FIRST_GOAL + i for w, i in enumerate(todo)})
+        started = self.pool.reset({w: first_goal + i for w, i in enumerate(todo)})
         size = self.spec["image_size"]
         images = np.zeros((self.workers, size, size, 3), np.uint8)
         is_first = np.ones(self.workers, bool)
-        episodes = {w: _Episode(index, index < videos) for w, index in enumerate(todo)}
+        episodes = {w: _Episode(index, index in filmed) for w, index in enumerate(todo)}
         for worker, result in started.items():
             episodes[worker].begin(result, images, worker)
         while any(e.running for e in episodes.values()):
-            if stop():
-                return None, step
             actions = policy(images, is_first, step)
             is_first, step = np.zeros(self.workers, bool), step + 1
             results = self.pool.step({w: actions[w] for w, e in episodes.items() if e.running})
             for worker, result in results.items():
-                episodes[worker].advance(result, images, worker)
+                episodes[worker].advance(result, actions[worker], images, worker)
         return {e.index: e for e in episodes.values()}, step
 
     @staticmethod
@@ -141,9 +149,9 @@ class _Episode:
 
     def __init__(self, index: int, film: bool):
         self.index = index
-        self.frames: list[np.ndarray] | None = [] if film else None
+        self.rows: list[tuple] | None = [] if film else None  # image, action, reward, success
         self.total, self.best, self.length = 0.0, 0.0, 0
-        self.running, self.failed = True, ""
+        self.running, self.ended, self.failed = True, False, ""
 
     def begin(self, result, images: np.ndarray, worker: int) -> None:
         from envs.workers import WorkerFailure
@@ -151,9 +159,9 @@ class _Episode:
         if isinstance(result, WorkerFailure):
             self.running, self.failed = False, result.reason
             return
-        self._see(result[0], images, worker)
+        self._see(result[0], images, worker, None, 0.0, 0.0)
 
-    def advance(self, result, images: np.ndarray, worker: int) -> None:
+    def advance(self, result, action: np.ndarray, images: np.ndarray, worker: int) -> None:
         from envs.workers import WorkerFailure
 
         if isinstance(result, WorkerFailure):
@@ -161,15 +169,33 @@ class _Episode:
             return
         observation, reward, terminated, truncated, info = result
         self.total += float(reward)
-        self.best = max(self.best, float(info.get("success", 0.0)))
+        success = float(info.get("success", 0.0))
+        self.best = max(self.best, success)
         self.length += 1
-        self.running = not (terminated or truncated)
-        self._see(observation, images, worker)
+        self.running, self.ended = not (terminated or truncated), terminated
+        self._see(observation, images, worker, action, float(reward), success)
 
-    def _see(self, observation, images: np.ndarray, worker: int) -> None:
+    def _see(self, observation, images, worker, *came_with) -> None:
         images[worker] = observation["image"]
-        if self.frames is not None:
-            self.frames.append(observation["image"])
+        if self.rows is not None:
+            self.rows.append((observation["image"], *came_with))
+
+    def frames(self) -> np.ndarray:
+        """uint8 [n, H, W, 3]."""
+        return np.stack([row[0] for row in self.rows])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The episode in the exchange format (`data/episodes.py`)."""
+        _, actions, rewards, success = zip(*self.rows)
+        discount = np.ones(len(self.rows), np.float32)
+        discount[-1] = 1.0 - self.ended
+        return {
+            "image": self.frames(),
+            "action": np.stack([np.zeros_like(actions[1]), *actions[1:]]),
+            "reward": np.array(rewards, np.float32),
+            "success": np.array(success, np.float32),
+            "discount": discount,
+        }
 
 
 def _scores(episodes: list[_Episode], failures: int) -> Scores:
@@ -178,8 +204,8 @@ def _scores(episodes: list[_Episode], failures: int) -> Scores:
         scores.returns.append(episode.total)
         scores.success.append(float(episode.best > 0))
         scores.lengths.append(episode.length)
-        if episode.frames:
-            scores.videos.append(np.stack(episode.frames))
+        if episode.rows:
+            scores.videos.append(episode.frames())
     return scores
 
 
