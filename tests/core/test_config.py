@@ -7,7 +7,7 @@ import pytest
 from veorl_tf.core.config import Config, load_blocks, resolve
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.flags import parse_flags, parse_options, split_flags
-from veorl_tf.core.values import convert
+from veorl_tf.core.values import NOTHING, convert
 
 TEXT = """
 # A comment of its own line is no trailing comment.
@@ -242,7 +242,7 @@ def test_yaml_round_trip(blocks):
 def test_flags():
     flags = split_flags("LOG --configs a b --x.y -1.5 --z=--odd --on --seed -3".split())
     assert flags.positional == ("LOG",) and flags.configs == ("a", "b") and not flags.help
-    assert flags.overrides == (("x.y", "-1.5"), ("z", "--odd"), ("on", "true"), ("seed", "-3"))
+    assert flags.overrides == (("x.y", "-1.5"), ("z", "--odd"), ("on", NOTHING), ("seed", "-3"))
     assert split_flags(["--configs", "a", "--seed", "1", "--configs=b,c"]).configs == (
         "a",
         "b",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_directory, atomic_write, free_bytes, sha256, sweep_leftovers
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,18 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
             file.write("half")
             raise error
     assert path.read_text() == "old" and listing(tmp_path) == ["file"]
+
+
+def test_atomic_directory_that_replaces_nothing(tmp_path):
+    """What another process has put there in the meantime stays."""
+    place = tmp_path / "x"
+    with pytest.raises(UserError, match="x was made by another process meanwhile"):
+        with atomic_directory(place, replace=False) as temporary:
+            (temporary / "mine").touch()
+            place.mkdir()
+            (place / "theirs").touch()
+    assert [p.name for p in place.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_atomic_directory_replaces_whole(tmp_path):

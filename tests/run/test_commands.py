@@ -10,7 +10,7 @@ import pytest
 
 from veorl_tf.__main__ import COMMANDS, main
 from veorl_tf.core import checkpoint
-from veorl_tf.data.episodes import scan
+from veorl_tf.data.episodes import load_episode, scan
 from veorl_tf.run.directory import load_weights
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +106,29 @@ def test_evaluate_random(run):
     assert {key: scores[key] for key in random} == random
 
 
+def test_evaluate_records(run, tmp_path, refused):
+    """Episodes that can be trained on; the scores are those without recording."""
+    out, logdir = tmp_path / "episodes", str(run.path)
+    argv = ["evaluate", logdir, "--episodes", "3", "--videos", "1", "--record"]
+    assert main([*argv, str(out)]) == 0
+    scores = json.loads((run.path / "evaluations/stage-behavior-seed0-3/scores.json").read_text())
+    infos, damaged = scan(out)
+    assert len(infos) == 3 and not damaged and len(list(out.iterdir())) == 3
+    episodes = [load_episode(info.path) for info in infos]
+    assert [e["reward"].sum() for e in episodes] == pytest.approx(scores["returns"])
+    for episode in episodes:
+        assert not episode["action"][0].any() and np.abs(episode["action"][1:]).max() <= 1
+        assert episode["action"][1:].any(-1).all() and (episode["discount"] == 1).all()
+        assert (episode["image"][1:] != episode["image"][:-1]).any((1, 2, 3)).all()
+    assert main(argv[:-1] + ["--goals", "other"]) == 0
+    assert (run.path / "evaluations/stage-behavior-seed0-3-other/scores.json").exists()
+    assert main(argv[:-1]) == 0
+    again = json.loads((run.path / "evaluations/stage-behavior-seed0-3/scores.json").read_text())
+    assert again["returns"] == scores["returns"]
+    assert "exists; name a new folder" in refused(main, [*argv, out])
+    assert len(list(out.iterdir())) == 3
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -115,11 +138,19 @@ def test_evaluate_random(run):
         (["--episods", "3"], ["--episods", "did you mean episodes"]),
         (["--configs", "metaworld"], ["--configs means nothing"]),
         (["--videos", "some"], ["--videos", "a whole number"]),
+        (["--goals", "all"], ["--goals all", "evaluation, other"]),
+        (["--record"], ["--record", "text expected", "nothing"]),
+        (["--record", f"{__file__}/x/y"], ["--record", "is a file", "name a new folder"]),
+        (["--record", str(ROOT)], ["--record", "exists; name a new folder"]),
     ],
 )
 def test_evaluate_refuses(run, flags, words, refused):
     line = refused(main, ["evaluate", run.path, *flags])
     assert all(word in line for word in words), line
+
+
+def test_collect_into_a_file(refused):
+    assert "is a file; name a new folder" in refused(main, ["collect", __file__, *DATA])
 
 
 def test_no_run(tmp_path, refused, tiny_config):

@@ -68,10 +68,11 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
 
 
 @contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
+def atomic_directory(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Build a folder under a temporary name; it takes the place of `path` when the block ends well.
 
     Processes that have files of the old folder open or mapped keep reading them undisturbed.
+    Without `replace`, UserError is raised where there is one with files in it by then.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,6 +89,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             except OSError:
                 if not path.is_dir():
                     raise
+                if not replace:
+                    raise UserError(f"{path} was made by another process meanwhile") from None
             # Aside first: a folder cannot be replaced in one step. Another process may win the
             # race; then again.
             old = path.parent / _temporary_name(path.name)
@@ -132,6 +135,25 @@ def expanded(flag: str, path: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"{flag} {path}: no such user") from None
+
+
+def named_folder(what: str, path: str) -> Path:
+    """A path that a user named for a folder, which may have to be made. Raises UserError, which
+    says `what` it was named for."""
+    folder = expanded(what, path)
+    whole = folder.absolute()
+    nearest = next(p for p in (whole, *whole.parents) if p.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{what} {folder}: {nearest} is a file; name a new folder")
+    return folder
+
+
+def new_folder(what: str, path: str) -> Path:
+    """The same for a folder that must not be there yet."""
+    folder = named_folder(what, path)
+    if os.path.lexists(folder):
+        raise UserError(f"{what} {folder} exists; name a new folder")
+    return folder
 
 
 def free_bytes(path: str | Path) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from veorl_tf.core.config import Config, resolve
 from veorl_tf.core.errors import UserError
-from veorl_tf.core.values import show
+from veorl_tf.core.values import NOTHING, show
 
 _NUMBER = re.compile(r"-(\d|\.\d|inf)")
 
@@ -22,7 +22,7 @@ class Flags:
 
     positional: tuple[str, ...]  # arguments before the first flag
     configs: tuple[str, ...]  # blocks named by --configs
-    overrides: tuple[tuple[str, str], ...]  # (key, text) in the order given
+    overrides: tuple[tuple[str, Any], ...]  # (key, text or NOTHING) in the order given
     help: bool
 
 
@@ -32,15 +32,15 @@ class Request:
 
     config: Config
     names: tuple[str, ...]  # blocks in the order they were stacked
-    overrides: tuple[tuple[str, str], ...]
+    overrides: tuple[tuple[str, Any], ...]
 
 
 def split_flags(argv: Sequence[str]) -> Flags:
     """Sort the arguments: positional ones first, then `--key value`, `--key=value`, `--configs a b
     c`, `--help`.
 
-    A flag without a value stands for 'true'. A negative number is a value; text that begins with
-    two dashes must be written `--key=--text`.
+    The value of a flag without one is NOTHING, which means something to switches alone. A negative
+    number is a value; text that begins with two dashes must be written `--key=--text`.
     """
     positional, configs, overrides, wants_help = [], [], [], False
     rest = list(argv)
@@ -62,7 +62,7 @@ def split_flags(argv: Sequence[str]) -> Flags:
         if key == "configs":
             configs += [name for value in values for name in value.split(",") if name]
         else:
-            overrides.append((key, values[0] if values else "true"))
+            overrides.append((key, values[0] if values else NOTHING))
     return Flags(tuple(positional), tuple(configs), tuple(overrides), wants_help)
 
 

@@ -9,6 +9,15 @@ from veorl_tf.core.errors import UserError
 
 Value = bool | int | float | str | tuple
 
+
+class _Nothing:
+    """The value of a flag that was given none: a switch is on, anything else is refused."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = _Nothing()
 _TRUE, _FALSE = ("true", "yes"), ("false", "no")
 
 
@@ -53,6 +62,8 @@ def show(value: Value) -> str:
 def _to_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
+    if value is NOTHING:
+        return True
     text = value.lower() if isinstance(value, str) else ""
     if text not in _TRUE + _FALSE:
         raise ValueError(value)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from veorl_tf.core.config import Config, load_blocks
 from veorl_tf.core.errors import UserError
-from veorl_tf.core.files import atomic_write, sweep_leftovers
+from veorl_tf.core.files import (
+    atomic_directory,
+    atomic_write,
+    named_folder,
+    new_folder,
+    sweep_leftovers,
+)
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
+from veorl_tf.data.episodes import save_episode
 from veorl_tf.run import datasets
 from veorl_tf.run.checking import check_values
 from veorl_tf.run.directory import load_config, load_weights, provenance
@@ -25,6 +34,8 @@ EVALUATE = {
     "workers": 2,
     "seed": 0,
     "policy": "agent",
+    "goals": "evaluation",
+    "record": "",
 }
 EVALUATE_HELP = {
     "checkpoint": "name of a checkpoint; empty: the newest",
@@ -33,6 +44,8 @@ EVALUATE_HELP = {
     "workers": "simulator processes",
     "seed": "of the policy's own noise",
     "policy": "agent | random",
+    "goals": "evaluation (those of all evaluations) | other (so that they are not trained on)",
+    "record": "new folder for all of the episodes as .npz, which can be trained on",
 }
 EXPORT = {"checkpoint": ""}
 EXPORT_HELP = {"checkpoint": "name of a checkpoint; empty: the newest"}
@@ -49,6 +62,8 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     if options.policy not in ("agent", "random"):
         raise UserError(f"--policy {options.policy}: one of agent, random")
+    if options.goals not in ("evaluation", "other"):
+        raise UserError(f"--goals {options.goals}: one of evaluation, other")
     if options.episodes < 1 or options.workers < 1:
         raise UserError("--episodes and --workers must be at least 1")
     logdir = Path(given["LOGDIR"])
@@ -66,9 +81,10 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
-    from veorl_tf.run.evaluate import Evaluator, agent_policy, random_policy
+    from veorl_tf.run.evaluate import FIRST_GOAL, OTHER_GOAL, Evaluator, agent_policy, random_policy
 
-    blind = options.policy == "random" and options.videos == 0
+    recording = new_folder("--record", options.record) if options.record else None
+    blind = options.policy == "random" and options.videos == 0 and not recording
     spec = {"task": config.task, **env_options(config), "render": not blind}
     if options.policy == "agent":
         agent, name, _ = load_agent(logdir, config, options.checkpoint)
@@ -78,15 +94,17 @@ def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
         policy = random_policy(
             config.action.size, config.action.discrete, options.seed, options.workers
         )
-    out = logdir / "evaluations" / f"{name}-seed{options.seed}-{options.episodes}"
-    with Evaluator(spec, options.workers) as evaluator:
-        scores = evaluator.run(policy, options.episodes, options.videos)
+    first, suffix = (FIRST_GOAL, "") if options.goals == "evaluation" else (OTHER_GOAL, "-other")
+    out = logdir / "evaluations" / f"{name}-seed{options.seed}-{options.episodes}{suffix}"
+    with _recorder(recording) as record, Evaluator(spec, options.workers) as evaluator:
+        scores = evaluator.run(policy, options.episodes, options.videos, record, first)
     for i, frames in enumerate(scores.videos):
         write_mp4(out / f"episode-{i}.mp4", frames, fps=20)
     summary = {
         **scores.summary(),
         "checkpoint": name,
         "seed": options.seed,
+        "goals": options.goals,
         "returns": scores.returns,
         "successes": scores.success,
         "simulator_failures": scores.failures,
@@ -97,6 +115,17 @@ def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
         json.dump(summary, file, indent=1)
     sweep_leftovers(out)
     return summary | {"file": out / "scores.json"}
+
+
+@contextmanager
+def _recorder(out: Path | None):
+    """What writes finished episodes to the folder `out`, which is there when all of them are."""
+    if out is None:
+        yield None
+        return
+    stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
+    with atomic_directory(out, replace=False) as folder:
+        yield lambda index, arrays: save_episode(folder, arrays, stamp=stamp, ident=f"{index:032x}")
 
 
 def load_agent(logdir: Path, config: Config, name: str = ""):
@@ -124,10 +153,8 @@ def export(argv: Sequence[str]) -> int:
     load_tensorflow()
     from veorl_tf.run import export as exporting
 
-    logdir, out = Path(given["LOGDIR"]), Path(given["OUT"])
+    logdir, out = Path(given["LOGDIR"]), new_folder("OUT", given["OUT"])
     config = load_config(logdir)
-    if out.exists():
-        raise UserError(f"{out} exists; name a new folder")
     agent, name, manifest = load_agent(logdir, config, options.checkpoint)
     exporting.export(agent, config, out, manifest.get("bounds"))
     print(f"{out}: policy of {name}; signatures initial_state and act, see {exporting.METADATA}")
@@ -153,7 +180,7 @@ def collect(argv: Sequence[str]) -> int:
     config = parse_flags(argv[len(flags.positional) :], blocks, comments, usage).config
     check_values(config)
     check_task(config)
-    out = Path(flags.positional[0])
+    out = named_folder("OUT", flags.positional[0])
     recipe = datasets.default_recipe(config, "target")
     if (out / "recipe.json").exists() and recipe.hash not in (out / "recipe.json").read_text():
         raise UserError(f"{out}: holds a dataset of another recipe; name another folder")

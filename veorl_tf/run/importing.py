@@ -25,7 +25,7 @@ import numpy as np
 from veorl_tf.core import errors
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError
-from veorl_tf.core.files import atomic_write
+from veorl_tf.core.files import atomic_write, named_folder
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.interrupt import StopRequest
@@ -97,7 +97,7 @@ def import_(argv: Sequence[str]) -> int:
         raise UserError(f"--timeout {flags.timeout}: more than 0 seconds, at most a million")
     result = import_source(
         Path(given["SOURCE"]),
-        Path(given["OUT"]),
+        named_folder("OUT", given["OUT"]),
         options_of(flags),
         flags.format,
         flags.strict,
