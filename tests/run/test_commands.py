@@ -46,13 +46,13 @@ def test_help_lists_every_flag(command, capsys):
     assert caught.value.code in (0, None)
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: python -m veorl_tf {command}")
-    from veorl_tf.run import commands, importing, inspecting, table
+    from veorl_tf.run import commands, import_flags, inspecting, table
 
     keys = {
         "evaluate": commands.EVALUATE,
         "export": commands.EXPORT,
         "table": table.OPTIONS,
-        "import": importing.IMPORT,
+        "import": import_flags.IMPORT,
         "inspect": inspecting.INSPECT,
         "collect": ["data.collect_quality", "env.camera"],
     }

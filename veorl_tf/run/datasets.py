@@ -16,11 +16,13 @@ from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.files import expanded
 from veorl_tf.core.progress import progress
+from veorl_tf.data.importers.base import Options
 from veorl_tf.data.importers.journal import action_scale, unfinished
 from veorl_tf.data.importers.registry import find, formats
 from veorl_tf.data.store import FrameStore
-from veorl_tf.run import importing
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
+from veorl_tf.run.import_flags import options_of
+from veorl_tf.run.importing import import_source
 from veorl_tf.run.simulators import env_options
 
 GIVEN = {"target": "target_dataset", "source": "source_videos"}  # keys of the user's own folders
@@ -84,9 +86,9 @@ def is_ready(source: Path) -> bool:
     return bool(paths)
 
 
-def import_options(config: Config) -> importing.Options:
+def import_options(config: Config) -> Options:
     """How foreign data are imported. Raises UserError."""
-    return importing.options_of({**config.imports, "size": config.env.image_size}, "imports.")
+    return options_of({**config.imports, "size": config.env.image_size}, "imports.")
 
 
 def imported(config: Config, kind: str, source: Path) -> Path:
@@ -98,7 +100,7 @@ def imported(config: Config, kind: str, source: Path) -> Path:
     recipe = json.dumps([str(source), asdict(options)], sort_keys=True)
     place = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
     out = data_root(config) / "imports" / f"{source.stem}-{place}"
-    result = importing.import_source(source, out, options, config.imports.format)
+    result = import_source(source, out, options, config.imports.format)
     for name, reason in result.skipped:
         warn(f"left out: {name}: {reason}")
     if kind == "target" and not result.numbers:

@@ -133,67 +133,78 @@ def test_needs_no_tensorflow(tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environ)
 
 
-def test_builder_of_tensorflow_datasets(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    worlds = {f"episode {i}": World(i, 5 + i) for i in range(5)}
+def tfds_step(world: World, t: int) -> dict:
+    """What a builder of TensorFlow Datasets yields of one step."""
+    action, shown, last = world.action[t], world.shown()[t], t == world.length - 1
+    return {
+        "observation": {
+            "image": np.full((24, 32, 3), STEP * shown, np.uint8),
+            "state": np.zeros(3, np.float32),
+        },
+        "action": np.array([action, 2 * action], np.float32),
+        "reward": action / 10,
+        "discount": 1.0,
+        "is_first": t == 0,
+        "is_last": last,
+        "is_terminal": last,
+        "language_instruction": "go",
+    }
+
+
+def tfds_features(tfds):
+    """Of its episodes."""
+    tensor, scalar = tfds.features.Tensor, tfds.features.Scalar
+    observation = {
+        "image": tfds.features.Image(shape=(24, 32, 3), dtype=np.uint8),
+        "state": tensor(shape=(3,), dtype=np.float32),
+    }
     step = {
-        "observation": tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(24, 32, 3), dtype=np.uint8),
-                "state": tfds.features.Tensor(shape=(3,), dtype=np.float32),
-            }
-        ),
-        "action": tfds.features.Tensor(shape=(2,), dtype=np.float32),
-        "reward": tfds.features.Scalar(dtype=np.float32),
-        "discount": tfds.features.Scalar(dtype=np.float32),
-        "is_first": tfds.features.Scalar(dtype=np.bool_),
-        "is_last": tfds.features.Scalar(dtype=np.bool_),
-        "is_terminal": tfds.features.Scalar(dtype=np.bool_),
+        "observation": tfds.features.FeaturesDict(observation),
+        "action": tensor(shape=(2,), dtype=np.float32),
+        "reward": scalar(dtype=np.float32),
+        "discount": scalar(dtype=np.float32),
+        "is_first": scalar(dtype=np.bool_),
+        "is_last": scalar(dtype=np.bool_),
+        "is_terminal": scalar(dtype=np.bool_),
         "language_instruction": tfds.features.Text(),
     }
+    metadata = {"file_path": tfds.features.Text()}
+    return tfds.features.FeaturesDict(
+        {"steps": tfds.features.Dataset(step), "episode_metadata": metadata}
+    )
+
+
+def tfds_dataset(root, worlds: list[World]) -> None:
+    """Worlds, written by a builder of TensorFlow Datasets in two shards."""
+    tfds = pytest.importorskip("tensorflow_datasets")
 
     class Toy(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
         code_path = None  # finding it needs importlib_resources, which is not asked for
 
         def _info(self):
-            features = {
-                "steps": tfds.features.Dataset(step),
-                "episode_metadata": {"file_path": tfds.features.Text()},
-            }
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
+            return tfds.core.DatasetInfo(builder=self, features=tfds_features(tfds))
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for name, world in worlds.items():
-                steps = [
-                    {
-                        "observation": {
-                            "image": np.full((24, 32, 3), STEP * shown, np.uint8),
-                            "state": np.zeros(3, np.float32),
-                        },
-                        "action": np.array([action, 2 * action], np.float32),
-                        "reward": action / 10,
-                        "discount": 1.0,
-                        "is_first": t == 0,
-                        "is_last": t == world.length - 1,
-                        "is_terminal": t == world.length - 1,
-                        "language_instruction": "go",
-                    }
-                    for t, (action, shown) in enumerate(zip(world.action, world.shown()))
-                ]
-                yield name, {"steps": steps, "episode_metadata": {"file_path": name}}
+            for i, world in enumerate(worlds):
+                steps = [tfds_step(world, t) for t in range(world.length)]
+                yield i, {"steps": steps, "episode_metadata": {"file_path": f"episode {i}"}}
 
     config = tfds.download.DownloadConfig(num_shards=2)
-    Toy(data_dir=tmp_path).download_and_prepare(download_config=config)
+    Toy(data_dir=root).download_and_prepare(download_config=config)
+
+
+def test_builder_of_tensorflow_datasets(tmp_path):
+    worlds = [World(i, 5 + i) for i in range(5)]
+    tfds_dataset(tmp_path, worlds)
     assert READER.detect(tmp_path)
     items, problems = listed(tmp_path, split="train")
     assert not problems and len({item.files for item in items}) == 2
     assert json.loads((tmp_path / "toy/1.0.0/dataset_info.json").read_text())["splits"]
-    by_length = {world.length: world for world in worlds.values()}
+    by_length = {world.length: world for world in worlds}
     for item in items:
         arrays, pictures = read(tmp_path, item)
         check(by_length.pop(len(pictures)), arrays, pictures)
