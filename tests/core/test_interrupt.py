@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,43 @@ def test_no_exception_handler_of_a_library_swallows_it():
                 os.kill(os.getpid(), signal.SIGINT)
             except Exception:
                 raise AssertionError("swallowed") from None
+
+
+def function_of(module: str, body: str, folder: str = "site-packages"):
+    """`f(g)` with a body, as if it stood in a module of that name."""
+    space = {"__name__": module, "os": os, "signal": signal}
+    code = compile(f"def f(g):\n    {body}", f"/python/{folder}/x.py", "exec")
+    exec(code, space)  # noqa: S102
+    return space["f"]
+
+
+def test_no_code_in_c_swallows_it():
+    """TensorFlow's C++ calls Python and drops what it raises; so nothing is raised below it, but in
+    the next function of ours, and at the end of the block if there is none."""
+    library = function_of("tensorflow.python.nest", "g()")
+    kill = function_of("importlib._bootstrap", "os.kill(os.getpid(), signal.SIGINT); g()", "lib")
+    ours = function_of("veorl_tf.nets.rssm", "g()")
+    reached = []
+    note = lambda what: partial(reached.append, what)
+    for last in (partial(ours, note("ours")), note("nothing of ours")):
+        with pytest.raises(Interrupted) as caught:
+            with StopRequest(at_once=True):
+                library(partial(kill, note("library")))
+                last()
+        assert caught.value.exit_code == 130
+        assert sys.getprofile() is None
+    assert reached == ["library", "library", "nothing of ours"]
+
+
+def test_who_profiles_goes_on():
+    profile = lambda *_: None
+    sys.setprofile(profile)
+    try:
+        with StopRequest(at_once=True):
+            pass
+        assert sys.getprofile() is profile
+    finally:
+        sys.setprofile(None)
 
 
 def test_handlers_come_back_after_an_exception():

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 
 from veorl_tf.core.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_INSTALLED = {"site-packages", "dist-packages"}  # folders
 
 
 class StopRequest:
@@ -27,6 +31,8 @@ class StopRequest:
 
     Attributes:
         at_once: while true, the first signal raises `Interrupted`: there is nothing to save yet.
+            While a library runs, that waits until a function of this package does: TensorFlow's
+            C++, which calls its Python, would take the exception for an error of its own.
         requested: whether a signal came, or `request()` was called.
         signum: which one, or None.
     Outside the main thread, where Python allows no handlers, it does nothing.
@@ -37,6 +43,7 @@ class StopRequest:
         self.signum: int | None = None
         self.asked = False
         self._former: dict[int, object] = {}
+        self._waits = False  # for a function of this package
 
     @property
     def requested(self) -> bool:
@@ -69,21 +76,46 @@ class StopRequest:
             self.at_once = before
 
     def __exit__(self, kind, *_) -> None:
+        if self._waits:
+            sys.setprofile(None)
         self._restore()
         if kind is None and self.signum is not None:
             raise Interrupted(self.signum)  # it came after the last look
 
-    def _handle(self, signum: int, _frame: object) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:
             self._restore()
             os._exit(128 + signum)
         self.signum = signum
         if self.at_once:
-            raise Interrupted(signum)
+            if not _in_library(frame):
+                raise Interrupted(signum)
+            self._waits = True
+            sys.setprofile(self._raise_in_own)
+            return
         # os.write, not print: the handler may run in the middle of another print.
         os.write(2, b"\nstopping after this step; once more leaves at once without saving\n")
+
+    def _raise_in_own(self, frame: FrameType, _event: str, _argument: object) -> None:
+        """A profile function, called whenever a function begins or ends."""
+        if _package(frame) == _package(sys._getframe()) and frame.f_code.co_filename != __file__:
+            raise Interrupted(self.signum)
 
     def _restore(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
+
+
+def _in_library(frame: FrameType | None) -> bool:
+    """Whether an installed package runs, or has called the part of Python's library that does."""
+    while frame is not None and _package(frame) in sys.stdlib_module_names:
+        frame = frame.f_back
+    if frame is None or _package(frame) == _package(sys._getframe()):
+        return False
+    return bool(_INSTALLED & set(Path(frame.f_code.co_filename).parts))
+
+
+def _package(frame: FrameType) -> str:
+    """The outermost package of a frame's module."""
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
