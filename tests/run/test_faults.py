@@ -1,5 +1,6 @@
 """What else may happen to a run: a full disk, a second process, signals at the worst time."""
 
+import random
 import re
 import shutil
 import signal
@@ -44,17 +45,32 @@ def test_a_folder_of_somebody_else_gets_no_lock(tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_before_the_first_update(number, code, arguments, tmp_path):
-    """While data are read and the graph is built: at once, in one line, without a traceback."""
-    process = start("nowhere", 0, flags(tmp_path, *arguments))
+def interrupted(argv: list[str], number: int, seconds: float) -> None:
+    """Starts a run and interrupts it: it says so in one line, without a traceback."""
+    process = start("nowhere", 0, argv)
     assert process.stdout.readline().startswith("run directory: ")
-    time.sleep(0.5)
+    time.sleep(seconds)
     process.send_signal(number)
     output = process.communicate(timeout=60)[0].strip()
-    assert process.returncode == code, output
+    assert process.returncode == 128 + number, output
     expected = f"interrupted by {signal.Signals(number).name}; the same command goes on"
     assert output.splitlines()[-1] == expected and "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_update(number, arguments, tmp_path):
+    """While data are read and the graph is built: at once."""
+    interrupted(flags(tmp_path, *arguments), number, 0.5)
+
+
+@pytest.mark.slow
+def test_signals_at_random_moments(arguments, tmp_path, faults):
+    """In each library that a run starts with."""
+    rng = random.Random(0)
+    for i in range(20):
+        argv = flags(tmp_path / str(i), *arguments)
+        interrupted(argv, rng.choice([signal.SIGINT, signal.SIGTERM]), rng.uniform(0, 3))
+    faults.append(("Ctrl-C, SIGTERM", "20 random moments of a start", "left in one line"))
 
 
 SMALL_DISK = """
