@@ -88,22 +88,35 @@ def function_of(module: str, body: str, folder: str = "site-packages"):
     return space["f"]
 
 
-def test_no_code_in_c_swallows_it():
-    """TensorFlow's C++ calls Python and drops what it raises; so nothing is raised below it, but in
-    the next function of ours, and at the end of the block if there is none."""
-    library = function_of("tensorflow.python.nest", "g()")
-    kill = function_of("importlib._bootstrap", "os.kill(os.getpid(), signal.SIGINT); g()", "lib")
-    ours = function_of("veorl_tf.nets.rssm", "g()")
+@pytest.fixture
+def library():
+    """`library(g)`: a signal comes while an installed package runs, which then calls g."""
+    calls = function_of("tensorflow.python.nest", "g()")
+    kills = function_of("importlib._bootstrap", "os.kill(os.getpid(), signal.SIGINT); g()", "lib")
+    return lambda g: calls(partial(kills, g))
+
+
+def test_nothing_is_raised_in_a_library(library):
+    """TensorFlow's C++ calls Python, and takes what that raises for an error of its own."""
     reached = []
-    note = lambda what: partial(reached.append, what)
-    for last in (partial(ours, note("ours")), note("nothing of ours")):
-        with pytest.raises(Interrupted) as caught:
-            with StopRequest(at_once=True):
-                library(partial(kill, note("library")))
-                last()
-        assert caught.value.exit_code == 130
-        assert sys.getprofile() is None
-    assert reached == ["library", "library", "nothing of ours"]
+    with pytest.raises(Interrupted) as caught:
+        with StopRequest(at_once=True):
+            try:
+                library(partial(reached.append, "library"))
+                reached.append("after it")
+            finally:
+                reached.append("cleaned")
+    assert reached == ["library", "cleaned"] and caught.value.exit_code == 130
+    assert sys.getprofile() is None
+
+
+def test_a_library_that_calls_back(library):
+    """A traced function of ours ends the tracing."""
+    reached = []
+    with pytest.raises(Interrupted):
+        with StopRequest(at_once=True):
+            library(lambda: reached.append("ours"))
+    assert not reached
 
 
 def test_who_profiles_goes_on():

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ from veorl_tf.core.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _INSTALLED = {"site-packages", "dist-packages"}  # folders
+PYTHON, LIBRARY, OURS = "python", "library", "ours"
 
 
 class StopRequest:
@@ -31,8 +33,8 @@ class StopRequest:
 
     Attributes:
         at_once: while true, the first signal raises `Interrupted`: there is nothing to save yet.
-            While a library runs, that waits until a function of this package does: TensorFlow's
-            C++, which calls its Python, would take the exception for an error of its own.
+            While a library runs, that waits until it returns or calls back: TensorFlow's C++,
+            which calls its Python, would take the exception for an error of its own.
         requested: whether a signal came, or `request()` was called.
         signum: which one, or None.
     Outside the main thread, where Python allows no handlers, it does nothing.
@@ -91,14 +93,19 @@ class StopRequest:
             if not _in_library(frame):
                 raise Interrupted(signum)
             self._waits = True
-            sys.setprofile(self._raise_in_own)
+            sys.setprofile(self._raise_outside)
             return
         # os.write, not print: the handler may run in the middle of another print.
         os.write(2, b"\nstopping after this step; once more leaves at once without saving\n")
 
-    def _raise_in_own(self, frame: FrameType, _event: str, _argument: object) -> None:
-        """A profile function, called whenever a function begins or ends."""
-        if _package(frame) == _package(sys._getframe()) and frame.f_code.co_filename != __file__:
+    def _raise_outside(self, frame: FrameType, event: str, _argument: object) -> None:
+        """A profile function: raises where a library calls a function that is none, or returns to
+        one, which is within the `try` that the call stands in."""
+        if event == "return" and _origin(frame) != OURS:
+            frame = frame.f_back
+        elif event != "call":
+            return
+        if frame is not None and _origin(frame) == OURS:
             raise Interrupted(self.signum)
 
     def _restore(self) -> None:
@@ -107,15 +114,33 @@ class StopRequest:
         self._former = {}
 
 
+@contextmanager
+def going_on(how: str) -> Iterator[None]:
+    """What an interruption says of how to go on."""
+    try:
+        yield
+    except Interrupted as error:
+        raise Interrupted(error.signum, how) from None
+
+
 def _in_library(frame: FrameType | None) -> bool:
     """Whether an installed package runs, or has called the part of Python's library that does."""
-    while frame is not None and _package(frame) in sys.stdlib_module_names:
+    while frame is not None and _origin(frame) == PYTHON:
         frame = frame.f_back
-    if frame is None or _package(frame) == _package(sys._getframe()):
-        return False
-    return bool(_INSTALLED & set(Path(frame.f_code.co_filename).parts))
+    return frame is not None and _origin(frame) == LIBRARY
 
 
-def _package(frame: FrameType) -> str:
-    """The outermost package of a frame's module."""
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+def _origin(frame: FrameType) -> str:
+    return _origin_of(str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename)
+
+
+@cache
+def _origin_of(module: str, file: str) -> str:
+    """Whose a module's code is: of Python (also what it makes while it runs, and this file, where
+    nothing may be raised), of an installed package, or ours."""
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or file.startswith("<") or file == __file__:
+        return PYTHON
+    if package != __name__.partition(".")[0] and _INSTALLED & set(Path(file).parts):
+        return LIBRARY
+    return OURS

@@ -29,7 +29,7 @@ def load_tensorflow(wake: bool = True) -> None:
             configure_devices()
             if wake:
                 tf.zeros([1])
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(stderr, held.read())
             raise

@@ -18,6 +18,7 @@ from veorl_tf.core.files import (
     sweep_leftovers,
 )
 from veorl_tf.core.flags import parse_options
+from veorl_tf.core.interrupt import going_on
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.data.episodes import save_episode
@@ -70,7 +71,8 @@ def evaluate(argv: Sequence[str]) -> int:
     config = load_config(logdir)
     if config.task == "none":
         raise UserError(f"{logdir}: the run has --task none, so there is nothing to evaluate in")
-    summary = _evaluate(logdir, config, options)
+    with going_on("the same command begins anew"):
+        summary = _evaluate(logdir, config, options)
     print(
         f"success {summary['success']:.3f} +- {summary['success_error']:.3f}, "
         f"return {summary['return']:.1f} +- {summary['return_error']:.1f}, "

@@ -21,9 +21,9 @@ from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.lock import locked
 from veorl_tf.data.importers.base import Footage, Options, Reader, Unreadable
 from veorl_tf.data.importers.journal import LOCK, REPORT, Journal
-from veorl_tf.data.importers.passes import Passes
 from veorl_tf.data.importers.registry import beside, find
 from veorl_tf.run.import_flags import IMPORT, IMPORT_HELP, options_of
+from veorl_tf.run.import_passes import Passes
 
 SKIPPED = 3  # exit code: something was left out
 NOTES = {

@@ -16,11 +16,11 @@ from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.media import grid, write_png
 from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable
-from veorl_tf.data.importers.passes import in_workers
 from veorl_tf.data.importers.registry import find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
 from veorl_tf.run.datasets import is_ready
 from veorl_tf.run.import_flags import IMPORT, IMPORT_HELP, options_of
+from veorl_tf.run.import_passes import in_workers
 from veorl_tf.run.importing import NOTES
 
 PICTURES = 10  # of every item on the sheet

@@ -7,17 +7,16 @@ import re
 import shlex
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
 from veorl_tf.core.config import Config, load_blocks
-from veorl_tf.core.errors import Interrupted
 from veorl_tf.core.files import atomic_write, sweep_leftovers
 from veorl_tf.core.flags import parse_flags
-from veorl_tf.core.interrupt import StopRequest
+from veorl_tf.core.interrupt import StopRequest, going_on
 from veorl_tf.core.media import write_mp4
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run.checking import check_compiler, check_request
@@ -69,15 +68,6 @@ def train(argv: Sequence[str]) -> int:
     print(f"{directory.path}: this run is finished. {outcome(result)}")
     print(where(directory))
     return 0
-
-
-@contextmanager
-def going_on(how: str) -> Iterator[None]:
-    """What an interruption says of how to go on."""
-    try:
-        yield
-    except Interrupted as error:
-        raise Interrupted(error.signum, how) from None
 
 
 def fingerprint(config: Config) -> int:
