@@ -12,8 +12,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-QUALITIES = ("random", "medium", "expert", "mixed")
+QUALITIES = ("random", "medium", "expert", "mixed", "misses")
 MIXTURE = {"random": 0.2, "medium": 0.6, "expert": 0.2}  # how `mixed` chooses for each episode
+MISSES = {"share": 0.6, "metres": 0.15}  # episodes of `misses` that aim beside, and how far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +85,13 @@ class Behaviour:
     def __init__(self, task: str, kind: str, rng: np.random.Generator, setting: str = "short"):
         if kind not in QUALITIES:
             raise ValueError(f"quality {kind!r}, but must be one of {', '.join(QUALITIES)}")
+        self.beside = np.zeros(3)
         if kind == "mixed":
             kind = str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
+        elif kind == "misses":
+            kind = "medium"
+            if rng.random() < MISSES["share"]:
+                self.beside = rng.normal(0, MISSES["metres"], 3) * (1, 1, 0.5)
         self.kind, self.rng = kind, rng
         self.holds = task in HOLDING
         self.noise = noise_of(task, setting)
@@ -97,7 +103,9 @@ class Behaviour:
         """Action float32 [4] for the simulator's state [39]; `success` of the last step."""
         if self.kind == "random":
             return self.rng.uniform(-1, 1, 4).astype(np.float32)
-        action = self._hold(state, np.clip(self.expert.get_action(state), -1, 1), success)
+        seen = state.copy()
+        seen[4:7] += self.beside  # where the expert believes the object to be
+        action = self._hold(state, np.clip(self.expert.get_action(seen), -1, 1), success)
         if self.kind == "medium":
             action = self._spoil(action)
         return np.clip(action, -1, 1).astype(np.float32)

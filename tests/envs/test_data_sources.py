@@ -59,6 +59,32 @@ def test_qualities_differ_as_named(door_close):
     assert returns[0] > returns[1] > returns[2]
 
 
+def test_misses_aim_beside_the_object():
+    """The expert is told of another place; the share of such episodes is as given, and the others
+    are those of `medium`."""
+    rngs = [np.random.default_rng(i) for i in range(400)]
+    made = [experts.Behaviour("metaworld_door_close", "misses", rng) for rng in rngs]
+    beside = np.array([behaviour.beside for behaviour in made])
+    aside = beside.any(1)
+    assert aside.mean() == pytest.approx(experts.MISSES["share"], abs=0.08)
+    spread = beside[aside].std(0) / experts.MISSES["metres"]
+    np.testing.assert_allclose(spread, (1, 1, 0.5), rtol=0.15)
+    assert all(b.kind == "medium" and b.scale > 0 for b in made)
+    miss, hit = made[int(np.argmax(aside))], made[int(np.argmin(aside))]
+    for behaviour in (miss, hit):
+        behaviour.scale, behaviour.noise = 0.0, experts.Noise((0, 0), 0)
+    differs = []
+    for state in np.random.default_rng(0).uniform(-0.2, 0.2, (50, 39)):
+        given, told = state.copy(), state.copy()
+        told[4:7] += miss.beside
+        action = miss.act(state, 0)
+        expected = np.clip(hit.expert.get_action(told), -1, 1)
+        np.testing.assert_allclose(action, expected, rtol=1e-6)
+        differs.append(np.abs(hit.act(state, 0) - action).max() > 0.1)
+        np.testing.assert_array_equal(state, given)
+    assert np.mean(differs) > 0.3
+
+
 def test_handle_press_is_held_at_its_goal():
     episodes = results(
         "envs.experts:rollout",

@@ -70,6 +70,9 @@ def test_the_hash_tells_the_noise(monkeypatch):
     monkeypatch.setitem(experts.MEDIUM, TASK, {"short": 8, "long": 8})
     assert target().hash != before.hash and target().jobs == before.jobs
     assert target().details["noise"] != before.details["noise"]
+    before = target(quality="misses").hash
+    monkeypatch.setitem(experts.MISSES, "share", 0.5)
+    assert target(quality="misses").hash != before
 
 
 def test_every_episode_has_its_name_and_seed():
@@ -93,7 +96,7 @@ def test_source_clips_are_of_many_worlds():
         ({"episodes": 0}, "--data.collect_episodes 0"),
         ({"seed": -1}, "--data.seed -1: from 0 to 999"),
         ({"seed": 1000}, "--data.seed 1000"),
-        ({"quality": "perfect"}, "random, medium, expert, mixed"),
+        ({"quality": "perfect"}, "random, medium, expert, mixed, misses"),
         ({"task": "none"}, "--task none"),
     ],
 )
