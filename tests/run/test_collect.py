@@ -96,7 +96,10 @@ def test_source_clips_are_of_many_worlds():
         ({"episodes": 0}, "--data.collect_episodes 0"),
         ({"seed": -1}, "--data.seed -1: from 0 to 999"),
         ({"seed": 1000}, "--data.seed 1000"),
-        ({"quality": "perfect"}, "random, medium, expert, mixed, misses"),
+        (
+            {"quality": "perfect"},
+            "--data.collect_quality perfect: one of random, medium, expert, mix",
+        ),
         ({"task": "none"}, "--task none"),
     ],
 )

@@ -68,7 +68,8 @@ def target_recipe(task: str, quality: str, episodes: int, seed: int, env: Mappin
     if task not in TASKS():
         raise UserError(f"--task {task}: no simulator has it, so no dataset can be made")
     if quality not in experts.QUALITIES:
-        raise UserError(f"quality {quality!r}: one of {', '.join(experts.QUALITIES)}")
+        known = ", ".join(experts.QUALITIES)
+        raise UserError(f"--data.collect_quality {quality}: one of {known}")
     _in_range("data.collect_episodes", episodes, 1, EPISODES_PER_SEED)
     _in_range("data.seed", seed, 0, LAST_SEED)
     jobs = tuple(
