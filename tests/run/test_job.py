@@ -89,7 +89,7 @@ BASE = ["--configs", "metaworld", "veorl", "debug"]
         ([*BASE, "--critic.eps", "0"], ["--critic.eps 0.0", "at least 1e-30"]),
         ([*BASE, "--model.agc", "1e-9"], ["--model.agc 1e-09", "at least 1e-06"]),
         ([*BASE, "--stages.model.updates", "1e9"], ["updates 1000000000", "at most 999999999"]),
-        ([*BASE, "--data.collect_quality", "foo"], ["quality 'foo'", "expert"]),
+        ([*BASE, "--data.collect_quality", "foo"], ["--data.collect_quality foo", "expert"]),
         ([*BASE, "--data.seed", "5000"], ["--data.seed 5000", "999"]),
         ([*BASE, "--data.source_clips", "0"], ["--data.source_clips 0"]),
         ([*BASE, "--imports.format", "zzz"], ["--imports.format zzz", "lerobot"]),
