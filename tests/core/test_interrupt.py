@@ -7,6 +7,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -80,19 +81,26 @@ def test_no_exception_handler_of_a_library_swallows_it():
                 raise AssertionError("swallowed") from None
 
 
-def function_of(module: str, body: str, folder: str = "site-packages"):
-    """`f(g)` with a body, as if it stood in a module of that name."""
-    space = {"__name__": module, "os": os, "signal": signal}
-    code = compile(f"def f(g):\n    {body}", f"/python/{folder}/x.py", "exec")
-    exec(code, space)  # noqa: S102
-    return space["f"]
+def moved(function, module: str, folder: str):
+    """The function, as if it stood in a module of that name in that folder."""
+    code = function.__code__.replace(co_filename=f"/python/{folder}/x.py")
+    return FunctionType(code, {**globals(), "__name__": module})
+
+
+def call(g):
+    g()
+
+
+def kill(g):
+    os.kill(os.getpid(), signal.SIGINT)
+    g()
 
 
 @pytest.fixture
 def library():
     """`library(g)`: a signal comes while an installed package runs, which then calls g."""
-    calls = function_of("tensorflow.python.nest", "g()")
-    kills = function_of("importlib._bootstrap", "os.kill(os.getpid(), signal.SIGINT); g()", "lib")
+    calls = moved(call, "tensorflow.python.nest", "site-packages")
+    kills = moved(kill, "importlib._bootstrap", "lib")
     return lambda g: calls(partial(kills, g))
 
 

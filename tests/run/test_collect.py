@@ -98,7 +98,7 @@ def test_source_clips_are_of_many_worlds():
         ({"seed": 1000}, "--data.seed 1000"),
         (
             {"quality": "perfect"},
-            "--data.collect_quality perfect: one of random, medium, expert, mix",
+            "--data.collect_quality perfect: one of random, medium, expert, mixed, misses",
         ),
         ({"task": "none"}, "--task none"),
     ],

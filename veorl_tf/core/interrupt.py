@@ -45,7 +45,6 @@ class StopRequest:
         self.signum: int | None = None
         self.asked = False
         self._former: dict[int, object] = {}
-        self._waits = False  # for a function of this package
 
     @property
     def requested(self) -> bool:
@@ -78,7 +77,7 @@ class StopRequest:
             self.at_once = before
 
     def __exit__(self, kind, *_) -> None:
-        if self._waits:
+        if sys.getprofile() == self._raise_outside:
             sys.setprofile(None)
         self._restore()
         if kind is None and self.signum is not None:
@@ -92,7 +91,6 @@ class StopRequest:
         if self.at_once:
             if not _in_library(frame):
                 raise Interrupted(signum)
-            self._waits = True
             sys.setprofile(self._raise_outside)
             return
         # os.write, not print: the handler may run in the middle of another print.

@@ -40,11 +40,12 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         for look in itertools.count():
             if _take(file):
                 break
-            named = _alive(_entry(file)) or look >= NAMELESS
+            entry = _entry(file)
+            named = _alive(entry) or look >= NAMELESS
             if named and not wait:
-                raise UserError(f"{_owner(file)} {what}; wait for it, or end it ({path})")
+                raise UserError(f"{_owner(entry)} {what}; wait for it, or end it ({path})")
             if named and not told:
-                warn(f"waiting for {_owner(file)}, which {what}")
+                warn(f"waiting for {_owner(entry)}, which {what}")
                 told = True
             time.sleep(EVERY)
         former = _entry(file)
@@ -92,8 +93,7 @@ def _alive(entry: dict) -> bool:
     return bool(entry) and (entry["host"] != host() or runs(entry["pid"]))
 
 
-def _owner(file) -> str:
-    entry = _entry(file)
+def _owner(entry: dict) -> str:
     if not _alive(entry):
         return "another process"
     elsewhere = "" if entry["host"] == host() else f" on {entry['host']}"

@@ -79,8 +79,9 @@ def target_recipe(task: str, quality: str, episodes: int, seed: int, env: Mappin
     details = {
         "noise": asdict(experts.noise_of(task, experts.setting_of(env))),
         "mixture": experts.MIXTURE,
-        **({"misses": dict(experts.MISSES)} if quality == "misses" else {}),
     }
+    if quality == "misses":
+        details["misses"] = experts.MISSES
     return Recipe(f"{task}-{quality}", "target", "envs.experts:rollout", jobs, details)
 
 
