@@ -10,10 +10,8 @@ from veorl_tf.nets.vision import (
     LOG_NORMALISER,
     Decoder,
     Encoder,
-    downsample,
     image_error,
     preprocess,
-    upsample,
 )
 
 
@@ -117,41 +115,3 @@ def test_layers_carry_the_paths_that_checkpoints_use(built):
     assert paths[-1] == "image/deconv3/bias" and len(set(paths)) == 10
     built(Encoder("encoder", 4))  # a second one of the same name gets the same paths
     assert [v.path for v in built(Encoder("encoder", 4)).weights][0] == "encoder/conv0/kernel"
-
-
-@pytest.mark.parametrize("size", [2, 30])
-def test_upsample_is_a_transposed_convolution(size, rng):
-    """Values, and gradients to input, kernel and bias."""
-    x = tf.constant(rng.normal(size=(3, size, size, 5)), tf.float32)
-    kernel = tf.constant(rng.normal(size=(6, 6, 3, 5)), tf.float32)
-    bias = tf.constant(rng.normal(size=3), tf.float32)
-    out = 2 * size + 4
-    weight = tf.constant(rng.normal(size=(3, out, out, 3)), tf.float32)
-    transposed = lambda x, k, b: tf.nn.conv2d_transpose(x, k, [3, out, out, 3], 2, "VALID") + b
-    results = []
-    for form in (upsample, transposed):
-        with tf.GradientTape() as tape:
-            tape.watch([x, kernel, bias])
-            y = form(x, kernel, bias)
-            loss = tf.reduce_sum(y * weight)
-        results.append([y, *tape.gradient(loss, [x, kernel, bias])])
-    for one, two in zip(*results, strict=True):
-        scale = np.abs(two).max()
-        np.testing.assert_allclose(one, two, atol=1e-5 * scale)
-
-
-@pytest.mark.parametrize("size", [6, 7, 14])
-def test_downsample_is_a_convolution(size, rng):
-    """Values, and gradients to input and kernel; 7: a row and a column that no window sees."""
-    x = tf.constant(rng.normal(size=(3, size, size, 5)), tf.float32)
-    kernel = tf.constant(rng.normal(size=(4, 4, 5, 7)), tf.float32)
-    results = []
-    for form in (downsample, lambda x, k: tf.nn.conv2d(x, k, 2, "VALID")):
-        with tf.GradientTape() as tape:
-            tape.watch([x, kernel])
-            y = form(x, kernel)
-            loss = tf.reduce_sum(tf.square(y))
-        results.append([y, *tape.gradient(loss, [x, kernel])])
-    for one, two in zip(*results, strict=True):
-        scale = np.abs(two).max()
-        np.testing.assert_allclose(one, two, atol=1e-5 * scale)

@@ -12,8 +12,6 @@ from veorl_tf.nets.vision3 import (
     StridedEncoder,
     UpsamplingDecoder,
     doubled,
-    doubling,
-    halving,
 )
 
 V3 = Style("silu", "layer", 1e-3, biased=False, average_fan=True)
@@ -131,29 +129,3 @@ def test_initial_kernels(built):
         assert kernel.std() == pytest.approx(np.sqrt(1 / fan), rel=0.02)
         assert np.abs(kernel).max() <= 2 / 0.8796 * np.sqrt(1 / fan)
     assert built(Convolution("conv", 3, 4, 5, PLAIN)).kernel.shape == (5, 5, 3, 4)
-
-
-@pytest.mark.parametrize("side", [32, 8])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_of_strided_convolutions(side, dtype, rng):
-    """To picture and kernel, against TensorFlow's in float32."""
-    large = tf.constant(rng.normal(size=(3, side, side, 4)), tf.float32)
-    small = tf.constant(rng.normal(size=(3, side // 2, side // 2, 5)), tf.float32)
-    kernel = tf.constant(rng.normal(size=(4, 4, 4, 5)), tf.float32)
-    shape = large.shape
-    pairs = (
-        (halving, lambda x, k: tf.nn.conv2d(x, k, 2, "SAME"), large, small),
-        (doubling, lambda x, k: tf.nn.conv2d_transpose(x, k, shape, 2, "SAME"), small, large),
-    )
-    for function, reference, x, weight in pairs:
-        results = []
-        for f, kind in ((function, dtype), (reference, "float32")):
-            with tf.GradientTape() as tape:
-                tape.watch([x, kernel])
-                out = tf.cast(f(tf.cast(x, kind), tf.cast(kernel, kind)), tf.float32)
-                loss = tf.reduce_sum(out * weight)
-            results.append([out, *tape.gradient(loss, [x, kernel])])
-        tolerance = 1e-5 if dtype == "float32" else 2e-2
-        for one, two in zip(*results, strict=True):
-            scale = np.abs(two).max()
-            np.testing.assert_allclose(one / scale, two / scale, atol=tolerance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ def device_kind() -> str:
     return "gpu with float16" if capability >= (7, 0) else "gpu"
 
 
+def multiplies(dtype: str) -> bool:
+    """Whether this machine has units that multiply numbers of a type (and add up in float32)."""
+    if dtype == "float32" or accelerated():
+        return True
+    return dtype == "bfloat16" and _cpu_has_bfloat16()
+
+
+@lru_cache
 def _cpu_has_bfloat16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():

@@ -23,8 +23,8 @@ def frozen(*nets: keras.layers.Layer) -> Iterator[None]:
     """Inside, the weights of `nets` are constants: gradients pass through the nets to what they
     are given, and none reaches the weights. A loop inside finds most of them cast already.
 
-    It holds for weights that are read by `read` or `Net.value`: all but V2's convolutions and the
-    codebook, which no loss under it trains.
+    It holds for weights that are read by `read` or `Net.value`: all but the codebook, which no loss
+    under it trains.
     """
     constants = {}
     for net in nets:
@@ -68,13 +68,10 @@ class Net(keras.layers.Layer):
 
     def value(self, variable: keras.Variable) -> tf.Tensor:
         """A variable in the type that matrix products run in."""
-        constant = _FROZEN.get().get(id(variable))
-        return self.cast(variable.value if constant is None else constant[1])
-
-    @property
-    def leaf(self) -> dict:
-        """Keyword arguments for the Keras layers inside: the same precision policy."""
-        return {"dtype": self.dtype_policy}
+        exact, ready = _FROZEN.get().get(id(variable), (variable.value, None))
+        if ready is None or ready.dtype != self.compute_dtype:
+            return self.cast(exact)
+        return ready
 
 
 def flatten_leading(x: tf.Tensor, inner: int) -> tuple[tf.Tensor, list]:
@@ -85,27 +82,11 @@ def flatten_leading(x: tf.Tensor, inner: int) -> tuple[tf.Tensor, list]:
     return tf.reshape(x, [-1] + sizes[rank - inner :]), sizes[: rank - inner]
 
 
-def linear(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """`x [..., D] @ kernel [D, U]` as one matrix product over all leading axes."""
-    flat, leading = flatten_leading(x, 1)
-    return tf.reshape(tf.matmul(flat, kernel), leading + [kernel.shape[-1]])
-
-
-def column_sums(x: tf.Tensor) -> tf.Tensor:
-    """Sums of `x [..., D]` over all leading axes, as a product: faster than a reduction."""
-    x, _ = flatten_leading(x, 1)
-    return tf.matmul(tf.ones([1, tf.shape(x)[0]], x.dtype), x)[0]
-
-
 def initialise(net: keras.layers.Layer, seed: int) -> None:
-    """Draws every weight of `net` from (seed, path), so that no net's draw depends on another's.
-
-    A weight of a Keras layer inside starts by its name: kernels Glorot-uniform, biases zero.
-    """
-    by_name = {"kernel": initial.glorot_uniform, "bias": initial.zeros}
+    """Draws every weight of `net` from (seed, path), so that no net's draw depends on another's."""
     for variable in net.weights:
         rng = seeds.generator(seed, "initialise", variable.path, 0)
-        rule = getattr(variable, "rule", None) or by_name.get(variable.path.rsplit("/", 1)[-1])
+        rule = getattr(variable, "rule", None)
         if rule is None:
             raise ValueError(f"no initial value is defined for {variable.path!r}")
         variable.assign(rule(tuple(variable.shape), rng))

@@ -3,8 +3,9 @@
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import Net, linear, read
+from veorl_tf.nets.base import Net, flatten_leading, read
 from veorl_tf.nets.dense import Dense, Style
+from veorl_tf.nets.products import add_bias, linear
 from veorl_tf.nets.rssm import Dynamics, gated
 from veorl_tf.nets.scan import multiply
 
@@ -26,10 +27,13 @@ class BlockLinear(Net):
         self.bias = self.add_weight((self.units,), "bias", initial.zeros)
 
     def call(self, x):
-        return multiply(self.cast(x), self.value(self.kernel)) + self.bias_of_blocks()
+        return self.with_bias(multiply(self.cast(x), self.value(self.kernel)))
 
-    def bias_of_blocks(self) -> tf.Tensor:
-        return tf.reshape(self.value(self.bias), [self.blocks, -1])
+    def with_bias(self, x: tf.Tensor) -> tf.Tensor:
+        """`x [..., G, O]` plus the bias `[G O]`."""
+        flat, leading = flatten_leading(x, 2)
+        flat = add_bias(tf.reshape(flat, [-1, self.units]), read(self.bias))
+        return tf.reshape(flat, leading + [self.blocks, self.units // self.blocks])
 
 
 class BlockRSSM(Dynamics):
@@ -86,7 +90,7 @@ class BlockRSSM(Dynamics):
     def drive(self, action):
         rows = self.layer_kernels()[1][2 * self.hidden :]
         x = linear(self.action_in(self.limited(action)), self.cast(rows))
-        return x + self.value(self.layer.bias)
+        return add_bias(x, read(self.layer.bias))
 
     def kernels(self):
         own, shared = self.layer_kernels()
@@ -108,7 +112,7 @@ class BlockRSSM(Dynamics):
         )
         x = tf.reshape(product("own", tf.reshape(deter, slices)), [-1, self.deter])
         x = self.norm(x + product("shared", tf.concat(projected, -1)) + drive)
-        gates = product("gates", tf.reshape(x, slices)) + self.gates.bias_of_blocks()
+        gates = self.gates.with_bias(product("gates", tf.reshape(x, slices)))
         flat = [tf.reshape(gate, [-1, self.deter]) for gate in tf.split(gates, 3, -1)]
         return gated(*flat, deter)
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import Net, flatten_leading, linear, read
+from veorl_tf.nets.base import Net, flatten_leading, read
 from veorl_tf.nets.norm import Norm, centre
+from veorl_tf.nets.products import add_bias, linear, product
 
 ACTIVATIONS = {
     "elu": tf.nn.elu,
@@ -89,7 +90,7 @@ class Dense(Net):
         return linear(self.cast(x), self.cast(rows))
 
     def with_bias(self, x: tf.Tensor) -> tf.Tensor:
-        return x if self.bias is None else x + self.value(self.bias)
+        return x if self.bias is None else add_bias(x, read(self.bias))
 
     def finish(self, x: tf.Tensor, centred: bool = False) -> tf.Tensor:
         """Norm and activation of the sum of all parts and the bias."""
@@ -103,9 +104,7 @@ class Dense(Net):
         # the whole graph as it was.)
         centred = self.centres(flat.shape[0])
         kernel = self.cast(centre(read(self.kernel))) if centred else self.value(self.kernel)
-        x = tf.matmul(flat, kernel)
-        if self.bias is not None:
-            x = tf.nn.bias_add(x, self.value(self.bias))
+        x = self.with_bias(product(flat, kernel))
         return tf.reshape(self.finish(x, centred), leading + [self.units])
 
     def centres(self, rows: int | None) -> bool:
@@ -121,15 +120,15 @@ class Dense(Net):
 class MLP(Net):
     """`layers` hidden layers of `units`, then a plain output layer: `[..., D] -> [..., out]`.
 
-    The output is float32 whatever the compute type, since distributions are built on it; `scale` is
-    that of its start (0: an output of zeros).
+    The output layer is float32 whatever the compute type, since distributions are built on it: in
+    bfloat16 a return of 700.7 would be 700. `scale` is that of its start (0: an output of zeros).
     """
 
     def __init__(self, name, width, units, layers, out, style=ELU, dtype="float32", scale=1.0):
         super().__init__(name, dtype)
         widths = [width] + [units] * layers
         self.hidden = [Dense(f"hidden{i}", widths[i], units, style, dtype) for i in range(layers)]
-        self.out = Dense("out", widths[-1], out, style.plain, dtype, scale)
+        self.out = Dense("out", widths[-1], out, style.plain, scale=scale)
 
     def build(self):
         for layer in [*self.hidden, self.out]:
@@ -139,4 +138,4 @@ class MLP(Net):
         x, leading = flatten_leading(x, 1)
         for layer in self.hidden:
             x = layer(x)
-        return tf.reshape(tf.cast(self.out(x), tf.float32), leading + [self.out.units])
+        return tf.reshape(self.out(x), leading + [self.out.units])

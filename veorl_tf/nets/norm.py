@@ -5,7 +5,8 @@ from functools import lru_cache, reduce
 import tensorflow as tf
 
 from veorl_tf.nets import initial
-from veorl_tf.nets.base import Net, column_sums, linear, read
+from veorl_tf.nets.base import Net, read
+from veorl_tf.nets.products import column_sums, linear
 
 # Numbers that norms work on at a time on a CPU: as float32, 4 MiB of them.
 TILE = 2**20

@@ -59,7 +59,7 @@ class BehaviorAbstraction(Net):
         super().__init__(name, dtype)
         self.after = Dense("after", embed, hidden, dtype=dtype)
         self.before = Dense("before", embed, hidden, dtype=dtype)
-        self.out = Dense("out", hidden, size, dtype=dtype)
+        self.out = Dense("out", hidden, size)
         self.codebook = Codebook("codebook", entries, size, beta)
 
     def build(self):

@@ -230,11 +230,12 @@ class RSSM(Dynamics):
     def initial(self, batch) -> State:
         if not self.learnt_start:
             return super().initial(batch)
-        deter = self.cast(tf.tanh(read(self.start)))[None]
+        deter = tf.tanh(read(self.start))[None]
         stats = self.prior(deter)
         mode = tf.stop_gradient(self.latent.mode(stats))
         state = {"deter": deter, "stoch": mode, **stats}
-        return {k: tf.repeat(v, batch, 0) for k, v in state.items()}
+        rows = {k: tf.repeat(v, batch, 0) for k, v in state.items()}
+        return rows | {"deter": self.cast(rows["deter"])}
 
     def drive(self, action):
         return self.img_in.with_bias(self.img_in.part(self.img_in.rows(1), self.limited(action)))

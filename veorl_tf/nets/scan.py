@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
+from veorl_tf.nets.products import product as matrix_product
+
 
 def scan(step, initial, inputs, unroll: bool = True):
     """Runs `carry = step(carry, inputs[t])` over the first axis and stacks every carry.
@@ -67,8 +69,8 @@ def time_major(x: tf.Tensor) -> tf.Tensor:
 def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     """`[B, I] @ [I, O]`, or for every group `[B, G, I]` and `[G, I, O]`: `[B, G, O]`."""
     if len(kernel.shape) == 2:
-        return tf.matmul(x, kernel)
-    return tf.transpose(tf.matmul(tf.transpose(x, [1, 0, 2]), kernel), [1, 0, 2])
+        return matrix_product(x, kernel)
+    return tf.transpose(matrix_product(tf.transpose(x, [1, 0, 2]), kernel), [1, 0, 2])
 
 
 def _zeros(name: str, kernel: tf.Tensor, steps, rows, dtype, seen) -> tf.Tensor:
@@ -81,10 +83,10 @@ def _zeros(name: str, kernel: tf.Tensor, steps, rows, dtype, seen) -> tf.Tensor:
             x = tf.stop_gradient(seen[name])
             flat = lambda x: tf.reshape(x, [-1, *x.shape[2:]])
             if len(kernel.shape) == 2:
-                product = tf.matmul(flat(x), flat(upstream), transpose_a=True)
+                product = matrix_product(flat(x), flat(upstream), transpose_a=True)
             else:
                 groups = lambda x: tf.transpose(flat(x), [1, 0, 2])
-                product = tf.matmul(groups(x), groups(upstream), transpose_a=True)
+                product = matrix_product(groups(x), groups(upstream), transpose_a=True)
             return tf.cast(product, kernel.dtype)
 
         shape = [steps, rows, *kernel.shape[:-2], kernel.shape[-1]]

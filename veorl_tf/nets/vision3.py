@@ -12,9 +12,10 @@ import tensorflow as tf
 from veorl_tf.nets import initial
 from veorl_tf.nets.base import Net, flatten_leading, read
 from veorl_tf.nets.block_rssm import BlockLinear
+from veorl_tf.nets.convolution import convolve, transposed, upsample
 from veorl_tf.nets.dense import ACTIVATIONS, Dense, Style
 from veorl_tf.nets.norm import centre
-from veorl_tf.nets.vision import upsample, windows_gradient
+from veorl_tf.nets.products import add_bias
 
 SIDE = 4  # pixels of the smallest picture
 
@@ -64,57 +65,15 @@ class Convolution(Net):
         kernel = self.cast(kernel)
         if self.transposed and self.bias is not None:
             edge = self.size // 2 - 1
-            x = upsample(x, kernel, self.value(self.bias))[:, edge:-edge, edge:-edge]
+            x = upsample(x, kernel, read(self.bias))[:, edge:-edge, edge:-edge]
         elif self.transposed:
-            x = doubling(x, kernel)
+            x = transposed(x, kernel, "SAME")
         else:
-            x = halving(x, kernel) if self.stride == 2 else tf.nn.conv2d(x, kernel, 1, "SAME")
-            x = x if self.bias is None else tf.nn.bias_add(x, self.value(self.bias))
+            x = convolve(x, kernel, self.stride, "SAME")
+            x = x if self.bias is None else add_bias(x, read(self.bias))
         if self.pooled:
             x = tf.nn.max_pool2d(x, 2, 2, "VALID")
         return self.activation(x) if self.norm is None else self.norm(x, centred=centred)
-
-
-@tf.custom_gradient
-def halving(x: tf.Tensor, kernel: tf.Tensor):
-    """Convolution of stride 2, `[N, S, S, C]` to `[N, S / 2, S / 2, D]` by `[K, K, C, D]`."""
-
-    def gradient(upstream):
-        to_input = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(x), 2, "SAME")
-        return to_input, kernel_gradient(x, upstream, kernel.shape)
-
-    return tf.nn.conv2d(x, kernel, 2, "SAME"), gradient
-
-
-@tf.custom_gradient
-def doubling(x: tf.Tensor, kernel: tf.Tensor):
-    """Its transpose: `[N, S, S, D]` to `[N, 2 S, 2 S, C]` by a kernel `[K, K, C, D]`."""
-    side = 2 * x.shape[1]
-    shape = [tf.shape(x)[0], side, side, kernel.shape[2]]
-
-    def gradient(upstream):
-        to_input = tf.nn.conv2d(upstream, kernel, 2, "SAME")
-        return to_input, kernel_gradient(upstream, x, kernel.shape)
-
-    return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME"), gradient
-
-
-def kernel_gradient(large: tf.Tensor, small: tf.Tensor, shape) -> tf.Tensor:
-    """Of a convolution of stride 2 from `large [N, S, S, C]` to `small [N, S / 2, S / 2, D]`.
-
-    TensorFlow's is slow in bfloat16 where few pixels with many channels come out (docs/speed.md):
-    there it is one matrix product.
-    """
-    if small.dtype != tf.bfloat16 or small.shape[1] > 8:
-        return tf.raw_ops.Conv2DBackpropFilter(
-            input=large,
-            filter_sizes=shape,
-            out_backprop=small,
-            strides=[1, 2, 2, 1],
-            padding="SAME",
-        )
-    edge = [shape[0] // 2 - 1] * 2
-    return windows_gradient(tf.pad(large, [[0, 0], edge, edge, [0, 0]]), small, shape)
 
 
 class ConvolutionalEncoder(Net):
@@ -172,7 +131,7 @@ class StridedDecoder(Net):
                 channels[i + 1],
                 4,
                 style if i < 3 else style.plain,
-                dtype,
+                dtype if i < 3 else "float32",
                 stride=2,
                 transposed=True,
             )
@@ -210,7 +169,7 @@ class UpsamplingDecoder(Net):
         self.convs = [
             Convolution(f"conv{i}", channels[i], channels[i + 1], 5, style, dtype) for i in range(3)
         ]
-        self.out = Convolution("out", channels[3], 3, 5, style.plain, dtype)
+        self.out = Convolution("out", channels[3], 3, 5, style.plain)
 
     def build(self):
         for layer in (
@@ -235,7 +194,7 @@ class UpsamplingDecoder(Net):
         x = self.norm(deter + tf.reshape(stoch, tf.shape(deter)))
         for conv in (*self.convs, self.out):
             x = conv(doubled(x))
-        return tf.reshape(tf.sigmoid(tf.cast(x, tf.float32)) - 0.5, leading + [64, 64, 3])
+        return tf.reshape(tf.sigmoid(x) - 0.5, leading + [64, 64, 3])
 
 
 def doubled(x: tf.Tensor) -> tf.Tensor:
