@@ -49,7 +49,7 @@ def _silence(number: int) -> None:
 
 def _lasting(stream: TextIO | None, number: int) -> TextIO:
     if stream is None:  # closed from the start; its number may be another's by now
-        return open(os.devnull, "w")
+        return open(os.devnull, "w", errors="backslashreplace")
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Lasting(number, "w", closefd=False)),

@@ -167,3 +167,24 @@ def test_a_user_without_a_home(home):
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: --logdir ~/x: HOME does not name this user's home; set")
+
+
+GONE = """
+import os, sys
+from veorl_tf.core.errors import run_main
+from veorl_tf.core.places import expanded
+os.mkdir(sys.argv[1])
+os.chdir(sys.argv[1])
+os.rmdir(sys.argv[1])
+run_main(lambda argv: expanded("--logdir", "run") and None, [])
+"""
+
+
+def test_a_current_folder_that_is_gone(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", GONE, str(tmp_path / "gone")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "error: the current folder: No such file or directory\n"

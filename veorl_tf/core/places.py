@@ -66,6 +66,8 @@ def explained(error: OSError) -> UserError | MachineError | None:
     if named is None and error.errno not in MACHINE_ERRNOS and not _homeless(error):
         return None
     shown = [f"{_NAMED[named]} {named}"] if named else []
+    if not names and error.strerror == os.strerror(errno.ENOENT):
+        shown = ["the current folder"]
     broken = next((p for path in paths for p in (path, *path.parents) if _leads_nowhere(p)), None)
     if broken:
         shown.append(f"{broken} is a link that leads nowhere ({os.readlink(broken)})")
