@@ -21,7 +21,7 @@ def load_tensorflow(wake: bool = True) -> None:
     """
     if "tensorflow" in sys.modules:
         return order_sums()
-    forget_settings()
+    _forget_settings()
     with _held_back():
         import tensorflow as tf
 
@@ -31,7 +31,7 @@ def load_tensorflow(wake: bool = True) -> None:
     order_sums()
 
 
-def forget_settings() -> None:
+def _forget_settings() -> None:
     """Keeps the user's own settings of the libraries that TensorFlow loads out of this process:
     ~/.keras/keras.json, in the place of which Keras reads the one beside this file, and
     Matplotlib's, which Keras imports; a strange one would even stop the import."""

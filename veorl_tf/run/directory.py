@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
 
 from veorl_tf.core import checkpoint, hardware
 from veorl_tf.core.config import Config
@@ -211,7 +210,12 @@ def revision() -> str:
     # A hook's GIT_DIR would name another repository.
     environ = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     git = lambda *args: subprocess.run(
-        ["git", "-C", str(root), *args], stdout=PIPE, stderr=DEVNULL, env=environ, text=True
+        ["git", "-C", str(root), *args],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environ,
+        check=False,
     ).stdout.strip()
     try:
         head = git("rev-parse", "--short=12", "HEAD")
