@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from veorl_tf.core.errors import MachineError, UserError, run_main
 from veorl_tf.core.files import atomic_directory, atomic_write
 from veorl_tf.core.lock import locked
 from veorl_tf.core.places import expanded, explained, named_folder, new_folder
+from veorl_tf.data.episodes import save_episode
+from veorl_tf.data.synthetic import random_episode
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +39,7 @@ PLACES = [
     ("{}/" + 300 * "x", 2, "File name too long"),
     ("/proc/nothing/x", 2, "No such file or directory: /proc/nothing"),
     ("/proc/self/x", 2, "No such file or directory"),
+    ("/sys", 4, ""),
     ("/sys/x", 4, ""),  # not permitted, or a read-only file system
 ]
 
@@ -61,7 +65,28 @@ def test_broken_places(path, code, words, broken, capsys):
         assert run_main(command, []) == code
         line = capsys.readouterr().err
         assert line.startswith(f"error: --place {path}: ") and line.count("\n") == 1
-        assert words in line, line
+        assert words in line and ".tmp" not in line, line
+
+
+READ_ONLY = """
+mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 9
+exec "$2" -m veorl_tf inspect "$1" --sheet "$1/sheet.png"
+"""
+
+
+def test_a_read_only_disk(tmp_path):
+    save_episode(tmp_path, random_episode(5, 0))
+    unshare = [shutil.which("unshare") or "unshare", "-rm"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    done = subprocess.run(
+        [*unshare, "bash", "-c", READ_ONLY, "bash", str(tmp_path), sys.executable],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    line = f"error: --sheet {tmp_path}/sheet.png: Read-only file system\n"
+    assert (done.returncode, done.stderr) == (4, line)
 
 
 def test_only_named_places_are_the_users(tmp_path):

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -73,7 +73,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what a read-only disk says even of a file that is not there
+            temporary.unlink()
         raise
     _sync_directory(path.parent)
 
