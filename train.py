@@ -19,4 +19,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    from envs import streams
+
+    streams.settle()
     sys.exit(main())

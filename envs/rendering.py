@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
     Tries the candidates once per process (about a second for the first that works).
     Raises RenderingError with the missing library and the command that installs it.
     """
-    variables, reason = _choose(os.environ.get("MUJOCO_GL", ""))
+    variables, reason = _choose(_wanted())
     if variables is None:
         raise RenderingError(reason)
     return dict(variables)
@@ -52,7 +52,7 @@ def environment() -> dict[str, str]:
 
 def check() -> tuple[bool, str]:
     """Renders one real frame in a child process: (it worked, one line that says how or why not)."""
-    variables, reason = _choose(os.environ.get("MUJOCO_GL", ""))
+    variables, reason = _choose(_wanted())
     return variables is not None, reason
 
 
@@ -68,7 +68,7 @@ def prepare() -> None:
             "software renderer: step simulators through "
             "envs.workers.SimulatorPool"
         )
-    if "mujoco" in sys.modules or os.environ.get("MUJOCO_GL"):
+    if "mujoco" in sys.modules or _wanted():
         return
     variables = environment()
     libraries = variables.pop("LD_LIBRARY_PATH", None)
@@ -78,6 +78,15 @@ def prepare() -> None:
             "MUJOCO_GL=osmesa, or use envs.workers.SimulatorPool, which does"
         )
     os.environ.update(variables)
+
+
+def _wanted() -> str:
+    """The renderer that the user's shell asks for. Here, and for the processes that follow, it is
+    written as libraries know it: MuJoCo takes any case and spaces, PyOpenGL does not."""
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"):
+        if name in os.environ:
+            os.environ[name] = os.environ[name].strip().lower()
+    return os.environ.get("MUJOCO_GL", "")
 
 
 @functools.cache

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection as mp_connection
 from typing import Any
 
+from envs import streams
+
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[2]); import envs.workers as w; w.serve(sys.argv[1])"
 )
@@ -209,6 +211,7 @@ class _Worker:
     """The parent's end of one process."""
 
     def __init__(self, environ: dict[str, str], first: tuple | None = None):
+        streams.fill()
         ours, theirs = socket.socketpair()
         with theirs:
             # llvmpipe draws 64 x 64 pixels no faster with more threads, and workers share cores.
@@ -262,6 +265,7 @@ class _Worker:
 
 def serve(descriptor: str) -> None:
     """A worker's life: answers requests until the socket closes, then leaves without a word."""
+    streams.settle()
     connection = mp_connection.Connection(int(descriptor))
     state = _Simulator()
     try:

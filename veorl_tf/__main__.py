@@ -37,4 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from envs import streams
+
+    streams.settle()
     sys.exit(main())

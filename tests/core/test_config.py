@@ -239,6 +239,13 @@ def test_yaml_round_trip(blocks):
     }
 
 
+def test_a_path_that_is_no_text(loaded):
+    """A byte that is not UTF-8 comes back from the file as it was."""
+    config = resolve(loaded[0], ["big"], {"name": "a\udcff\udc80/\u00fc"})
+    text = config.to_yaml().encode().decode()
+    assert Config.from_yaml(text) == config
+
+
 def test_flags():
     flags = split_flags("LOG --configs a b --x.y -1.5 --z=--odd --on --seed -3".split())
     assert flags.positional == ("LOG",) and flags.configs == ("a", "b") and not flags.help
@@ -249,7 +256,10 @@ def test_flags():
         "c",
     )
     assert split_flags(["-h"]).help
-    for bad in (["--a", "1", "2"], ["-x"], ["--"]):
+    for line in ("LOG --on -- -out --help --", "--configs a -- LOG -out --help --"):
+        flags = split_flags(line.split())
+        assert flags.positional == ("LOG", "-out", "--help", "--") and not flags.help
+    for bad in (["--a", "1", "2"], ["-x"]):
         with pytest.raises(UserError, match="unexpected"):
             split_flags(bad)
 

@@ -15,7 +15,7 @@ from veorl_tf.core.errors import Interrupted
 from veorl_tf.core.interrupt import StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_is_a_flag(number, capfd):
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught:
@@ -163,6 +163,46 @@ def test_the_second_signal_leaves_at_once():
         ).returncode
         == 130
     )
+
+
+@pytest.mark.parametrize(
+    "numbers, code",
+    [("HUP HUP", 129), ("TERM HUP", 143), ("HUP TERM", 143), ("HUP TERM INT", 130)],
+)
+def test_a_terminal_that_closes_hurries_nobody(numbers, code):
+    """It sends several SIGHUP, and whoever closes it sends others: what there is is saved, unless
+    somebody asks twice."""
+    program = (
+        "import os, signal, sys\n"
+        "from veorl_tf.core.errors import run_main\n"
+        "from veorl_tf.core.interrupt import StopRequest\n"
+        "def command(argv):\n"
+        "    with StopRequest() as stop:\n"
+        "        for name in argv: os.kill(os.getpid(), signal.Signals['SIG' + name])\n"
+        "        print('saved', flush=True)\n"
+        "sys.exit(run_main(command, sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *numbers.split()],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == code
+    assert done.stdout == ("" if numbers.endswith("INT") else "saved\n")
+
+
+def test_nohup():
+    """A SIGHUP that is ignored from the start stays so; that is asked for."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(at_once=True) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 def test_harmless_in_other_threads():

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from envs import rendering
 from envs.workers import SimulatorPool, WorkerFailure, run_jobs
 
 SPEC = dict(task="metaworld_reach", render=False, time_limit=20)
@@ -89,6 +90,21 @@ def test_a_dead_renderer_names_the_library():
     )
     assert done.returncode == 4 and done.stdout.count("\n") == 1
     assert f"lib{libraries[missing[0]]} is missing" in done.stdout and "apt-get" in done.stdout
+
+
+@pytest.mark.parametrize("written", [str.upper, str.title, " {} ".format])
+def test_a_renderer_in_any_spelling(written, monkeypatch):
+    """As MuJoCo takes it; PyOpenGL, which a worker loads, does not."""
+    works = rendering.environment()["MUJOCO_GL"]
+    monkeypatch.setenv("MUJOCO_GL", written(works))
+    monkeypatch.setenv("PYOPENGL_PLATFORM", written(works))
+    assert rendering.check() == (True, f"headless rendering works ({works})")
+    spec = dict(task="metaworld_reach", camera="topview", time_limit=20)
+    with SimulatorPool(spec, 1) as pool:
+        assert np.ptp(pool.reset({0: 5})[0][0]["image"]) > 50
+    # and in a process of the user's own
+    code = "import envs, sys; env = envs.make('metaworld_reach'); env.reset(seed=0)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_no_process_is_left():

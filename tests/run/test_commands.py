@@ -233,6 +233,22 @@ def test_collect_then_inspect(tmp_path, capfd, refused, monkeypatch):
     assert Path("deep/sheet.png").exists()
 
 
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_two_dashes_end_the_flags(command, refused, tmp_path, monkeypatch):
+    """What follows is an argument, whatever it begins with."""
+    monkeypatch.chdir(tmp_path)
+    Path("-runs").mkdir()
+    argv, words = {
+        "evaluate": (["--episodes", "2", "--", "-runs"], "-runs: not a run directory"),
+        "export": (["--", "-runs", "--out"], "-runs: not a run directory"),
+        "collect": ([*DATA, "--data.seed", "1", "--", "-x", "-y"], "unexpected argument '-y'"),
+        "import": (["--fps", "5", "--", "-none", "-out"], "-none: no such file or folder"),
+        "inspect": (["--", "-none"], "-none: no such file or folder"),
+        "table": (["--train", "false", "--", "--help"], "unexpected argument '--help'"),
+    }[command]
+    assert words in refused(main, [command, *argv])
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [

@@ -120,6 +120,42 @@ def test_a_budget_may_grow(config, key, begun, taken):
         open_run(config(**{flag: 5}), NAMES)
 
 
+def test_other_versions_are_said(config, capsys):
+    """A run may go on with them, and its numbers are not those of an unbroken one."""
+    run = open_run(config(), NAMES)
+    learn(run)
+    open_run(config(), NAMES)
+    assert capsys.readouterr().err == ""
+    begun = json.loads(run.versions.read_text())
+    now = begun["packages"]["tensorflow"], begun["packages"]["keras"], begun["python"]
+    begun["packages"] |= {"tensorflow": "2.1.0", "keras": None}
+    run.versions.write_text(json.dumps(begun | {"python": "3.1", "revision": "0123456789ab"}))
+    open_run(config(), NAMES)
+    line = capsys.readouterr().err
+    assert line.startswith(f"warning: {run.path} goes on with other versions") and "\n" == line[-1]
+    for change in (
+        f"revision 0123456789ab -> {provenance()['revision']}",
+        f"python 3.1 -> {now[2]}",
+        f"tensorflow 2.1.0 -> {now[0]}",
+        f"keras None -> {now[1]}",
+    ):
+        assert change in line
+    assert line.count("->") == 4
+    for content in ("", "[]", "{}"):
+        run.versions.write_text(content)
+        open_run(config(), NAMES)
+        assert "versions.json: damaged or missing" in capsys.readouterr().err
+    run.result.write_text('{"updates": 18}')  # nothing goes on
+    open_run(config(), NAMES)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_hooks_repository_is_not_ours(monkeypatch, tmp_path):
+    revision = provenance()["revision"]
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    assert provenance()["revision"] == revision
+
+
 def test_a_run_without_a_checkpoint_takes_mended_flags(config):
     open_run(config(target_dataset="typo"), NAMES)
     run = open_run(config(target_dataset="right"), NAMES)

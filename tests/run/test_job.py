@@ -109,6 +109,7 @@ BASE = ["--configs", "metaworld", "veorl", "debug"]
         (["--configs", "veorl", "debug"], ["--task none needs --target_dataset"]),
         ([*BASE, "stray"], []),
         (["stray", *BASE], ["unexpected argument 'stray'"]),
+        ([*BASE, "--", "--stray"], ["unexpected argument '--stray'"]),
     ],
 )
 def test_one_line_says_what_is_wrong(argv, words, refused):

@@ -37,18 +37,19 @@ def configured(random_data, tiny_config):
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """`stop_at(3)`: SIGTERM in the midst of the third update from now on; None: never."""
+    """`stop_at(3)`: SIGTERM (or another signal) in the midst of the third update from now on; None:
+    never."""
     call, state = Update.__call__, {"left": None}
 
     def counted(self, batches, index, count=1):
         if state["left"] is not None:
             state["left"] -= 1
             if state["left"] == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), state["number"])
         return call(self, batches, index, count)
 
     monkeypatch.setattr(Update, "__call__", counted)
-    return lambda count: state.update(left=count)
+    return lambda count, number=signal.SIGTERM: state.update(left=count, number=number)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +77,13 @@ def test_stopped_in_every_stage(undisturbed, configured, tmp_path, stop_at, capf
     """In the midst of each stage, and at the last update of one, where nothing of it is left."""
     config = configured(tmp_path / "run")
     # Updates into this start, stage index and update at which it must have been saved.
-    for count, stage, update in [(2, 0, 2), (5, 1, 2), (3, 1, 5), (4, 2, 4)]:
-        stop_at(count)
+    stops = [(2, 0, 2), (5, 1, 2), (3, 1, 5), (4, 2, 4)]
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM]
+    for (count, stage, update), number in zip(stops, numbers, strict=True):
+        stop_at(count, number)
         with pytest.raises(Interrupted) as caught:
             run(config, open_run(config, NAMES), strict=True)
-        assert caught.value.exit_code == 143
+        assert caught.value.exit_code == 128 + number
         directory = open_run(config, NAMES)
         assert directory.finished() is None
         assert checkpoint.latest(directory.checkpoints) == checkpoint.update_name(stage, update)

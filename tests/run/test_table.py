@@ -154,13 +154,14 @@ def test_without_results(project):
         table.table(["--train", "false"])
 
 
-def test_a_child_gets_the_time_to_save(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_child_gets_the_time_to_save(number, tmp_path):
     code = (
         "import pathlib, signal, sys, time\n"
         "def save(*_):\n"
         f"    time.sleep(0.3); pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n"
-        "    sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, save)\n"
+        f"    sys.exit({128 + number})\n"
+        f"signal.signal({int(number)}, save)\n"
         f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
         "time.sleep(60)\n"
     )
@@ -168,12 +169,12 @@ def test_a_child_gets_the_time_to_save(tmp_path):
     def stop() -> None:
         while not (tmp_path / "ready").exists():
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=stop).start()
     with pytest.raises(Interrupted) as caught:
         table.wait_for([sys.executable, "-c", code])
-    assert caught.value.exit_code == 143
+    assert caught.value.exit_code == 128 + number
     assert (tmp_path / "saved").exists()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from veorl_tf.core.arrays import READ_ERRORS, write_npz
 from veorl_tf.core.errors import MachineError, UserError, warn
-from veorl_tf.core.files import atomic_write, sha256, sweep_leftovers
+from veorl_tf.core.files import atomic_write, naming, sha256, sweep_leftovers
 
 FORMAT = 2
 _UNREADABLE = (
@@ -171,7 +171,8 @@ def _paths(directory: Path, name: str) -> tuple[Path, Path]:
 def _header(directory: Path, name: str) -> dict[str, Any]:
     path, _ = _paths(directory, name)
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        with naming(path):
+            header = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DamagedCheckpoint(f"{path}: no such file") from None
     except ValueError:

@@ -8,7 +8,6 @@ number when interrupted. A bug is none of these: it keeps its traceback and exit
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -46,11 +45,13 @@ class Interrupted(BaseException):
         return f"interrupted by {signal.Signals(self.signum).name}; {self.how}"
 
 
-# Failures of the operating system that are the machine's state, not a bug of ours.
+# Failures of the operating system that are the machine's state, not a bug of ours, wherever they
+# show. (At a place that the user named all of them are: core/places.py.)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MACHINE_ERRNOS = (
     *FULL,
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EIO, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 )
 
@@ -66,31 +67,29 @@ def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str
         The process's exit code. Exceptions that are not listed here are bugs and pass through.
     """
     from veorl_tf.core.interrupt import StopRequest
+    from veorl_tf.core.places import explained
 
     try:
         with StopRequest(at_once=True):
             return int(function(argv) or 0)
     except (UserError, MachineError, Diverged) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return error.exit_code
+        return _ended(error)
     except Interrupted as error:
         print(str(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output left (`... | head`). Point stdout elsewhere, or Python complains
-        # at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in MACHINE_ERRNOS:
+        known = explained(error)
+        if known is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        then = "; free some, and the same command goes on" if error.errno in FULL else ""
-        print(f"error: {error.strerror}{where}{then}", file=sys.stderr)
-        return MachineError.exit_code
+        return _ended(known)
+
+
+def _ended(error: UserError | MachineError | Diverged) -> int:
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return error.exit_code
 
 
 def warn(message: str) -> None:

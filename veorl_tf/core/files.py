@@ -14,12 +14,13 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from veorl_tf.core.errors import MachineError, UserError
 
+LONGEST = 120  # bytes of a name that becomes part of another
 MARGIN = 64 << 20  # bytes left free for everything else, by `require_free`
 
 _LEFTOVER = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp$")
@@ -32,6 +33,18 @@ def naming(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def _standing_for(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of the operating system at the temporary name, or below it, name the final one."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename)
+        if name.startswith(str(temporary)):
+            error.filename = str(path) + name.removeprefix(str(temporary))
         raise
 
 
@@ -51,18 +64,17 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / _temporary_name(path.name)
     try:
-        with (
-            naming(path),
-            open(
+        with naming(path), _standing_for(path, temporary):
+            with open(
                 temporary, mode.replace("w", "x"), encoding="utf-8" if mode == "w" else None
-            ) as file,
-        ):
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            ) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what a read-only disk says even of a file that is not there
+            temporary.unlink()
         raise
     _sync_directory(path.parent)
 
@@ -79,30 +91,34 @@ def atomic_directory(path: str | Path, replace: bool = True) -> Iterator[Path]:
     sweep_leftovers(path.parent)
     temporary = path.parent / _temporary_name(path.name)
     try:
-        temporary.mkdir()
-        yield temporary
-        _sync_tree(temporary)
-        while True:
-            try:
-                os.rename(temporary, path)  # replaces nothing but an empty folder
-                break
-            except OSError:
-                if not path.is_dir():
-                    raise
-                if not replace:
-                    raise UserError(f"{path} was made by another process meanwhile") from None
-            # Aside first: a folder cannot be replaced in one step. Another process may win the
-            # race; then again.
-            old = path.parent / _temporary_name(path.name)
-            try:
-                os.rename(path, old)
-            except FileNotFoundError:
-                continue
-            shutil.rmtree(old)
+        with _standing_for(path, temporary):
+            temporary.mkdir()
+            yield temporary
+            _sync_tree(temporary)
+            _take_place(path, temporary, replace)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_directory(path.parent)
+
+
+def _take_place(path: Path, temporary: Path, replace: bool) -> None:
+    while True:
+        try:
+            return os.rename(temporary, path)  # replaces nothing but an empty folder
+        except OSError:
+            if not path.is_dir():
+                raise
+            if not replace:
+                raise UserError(f"{path} was made by another process meanwhile") from None
+        # Aside first: a folder cannot be replaced in one step. Another process may win the race;
+        # then again.
+        old = path.parent / _temporary_name(path.name)
+        try:
+            os.rename(path, old)
+        except FileNotFoundError:
+            continue
+        shutil.rmtree(old)
 
 
 def sweep_leftovers(directory: str | Path) -> list[Path]:
@@ -123,37 +139,10 @@ def sweep_leftovers(directory: str | Path) -> list[Path]:
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's content, read in pieces."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def expanded(flag: str, path: str) -> Path:
-    """A path that a user named, its `~` replaced. Raises UserError."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise UserError(f"{flag} {path}: no such user") from None
-
-
-def named_folder(what: str, path: str) -> Path:
-    """A path that a user named for a folder, which may have to be made. Raises UserError, which
-    says `what` it was named for."""
-    folder = expanded(what, path)
-    whole = folder.absolute()
-    nearest = next(p for p in (whole, *whole.parents) if p.exists())
-    if not nearest.is_dir():
-        raise UserError(f"{what} {folder}: {nearest} is a file; name a new folder")
-    return folder
-
-
-def new_folder(what: str, path: str) -> Path:
-    """The same for a folder that must not be there yet."""
-    folder = named_folder(what, path)
-    if os.path.lexists(folder):
-        raise UserError(f"{what} {folder} exists; name a new folder")
-    return folder
 
 
 def free_bytes(path: str | Path) -> int:
@@ -174,8 +163,13 @@ def require_free(directory: str | Path, need: int, what: str) -> None:
         )
 
 
+def shortened(name: str) -> str:
+    """A name that leaves room for what is put around it: names of files have 255 bytes at most."""
+    return os.fsdecode(os.fsencode(name)[:LONGEST])
+
+
 def _temporary_name(name: str) -> str:
-    return f".{name}.{host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    return f".{shortened(name)}.{host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
 
 
 def host() -> str:

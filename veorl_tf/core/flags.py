@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"-(\d|\.\d|inf)")
 class Flags:
     """What a command line says, before any type is known."""
 
-    positional: tuple[str, ...]  # arguments before the first flag
+    positional: tuple[str, ...]  # arguments before the first flag, and after `--`
     configs: tuple[str, ...]  # blocks named by --configs
     overrides: tuple[tuple[str, Any], ...]  # (key, text or NOTHING) in the order given
     help: bool
@@ -33,17 +33,20 @@ class Request:
     config: Config
     names: tuple[str, ...]  # blocks in the order they were stacked
     overrides: tuple[tuple[str, Any], ...]
+    given: Mapping[str, str]  # positional arguments by name
 
 
 def split_flags(argv: Sequence[str]) -> Flags:
     """Sort the arguments: positional ones first, then `--key value`, `--key=value`, `--configs a b
-    c`, `--help`.
+    c`, `--help`; after `--` positional ones again, whatever they begin with.
 
     The value of a flag without one is NOTHING, which means something to switches alone. A negative
     number is a value; text that begins with two dashes must be written `--key=--text`.
     """
     positional, configs, overrides, wants_help = [], [], [], False
     rest = list(argv)
+    end = rest.index("--") if "--" in rest else len(rest)
+    rest, last = rest[:end], rest[end + 1 :]
     while rest and (not rest[0].startswith("-") or _NUMBER.match(rest[0])):
         positional.append(rest.pop(0))
     while rest:
@@ -51,7 +54,7 @@ def split_flags(argv: Sequence[str]) -> Flags:
         if flag in ("-h", "--help"):
             wants_help = True
             continue
-        if not flag.startswith("--") or flag == "--":
+        if not flag.startswith("--"):
             raise UserError(f"unexpected argument {flag!r}; settings are written --key value")
         key, equals, value = flag[2:].partition("=")
         values = [value] if equals else []
@@ -63,7 +66,7 @@ def split_flags(argv: Sequence[str]) -> Flags:
             configs += [name for value in values for name in value.split(",") if name]
         else:
             overrides.append((key, values[0] if values else NOTHING))
-    return Flags(tuple(positional), tuple(configs), tuple(overrides), wants_help)
+    return Flags((*positional, *last), tuple(configs), tuple(overrides), wants_help)
 
 
 def parse_flags(
@@ -71,9 +74,12 @@ def parse_flags(
     blocks: Mapping[str, Mapping[str, Any]],
     comments: Mapping[str, str],
     usage: str = "python train.py --configs BLOCK [BLOCK ...] [--key value ...]",
+    positional: Sequence[str] = (),
 ) -> Request:
-    """Resolve a command line that begins with `--configs`.
+    """Resolve a command line with `--configs`.
 
+    Args:
+        positional: names of the arguments that must be given.
     Raises:
         UserError: no --configs, an unknown block or key, a value of the wrong type, a stray
             argument.
@@ -83,12 +89,12 @@ def parse_flags(
     if flags.help:
         print(help_text(blocks, comments, usage))
         raise SystemExit(0)
-    if flags.positional:
-        raise UserError(f"unexpected argument {flags.positional[0]!r}; usage: {usage}")
+    given = _given(flags, positional, usage)
     names = [name for name in blocks if name != "defaults"]
     if not flags.configs:
         raise UserError(f"--configs is missing: name the blocks to stack, of: {', '.join(names)}")
-    return Request(resolve(blocks, flags.configs, flags.overrides), flags.configs, flags.overrides)
+    config = resolve(blocks, flags.configs, flags.overrides)
+    return Request(config, flags.configs, flags.overrides, given)
 
 
 def parse_options(
@@ -102,7 +108,7 @@ def parse_options(
 
     Args:
         defaults: every key that the command knows, with its default.
-        positional: names of the arguments that must come first.
+        positional: names of the arguments that must be given.
     Returns:
         ({name: argument}, configuration). Raises as `parse_flags` does.
     """
@@ -110,19 +116,22 @@ def parse_options(
     if flags.help:
         print(help_text({"defaults": defaults.to_dict()}, comments, usage))
         raise SystemExit(0)
-    if len(flags.positional) < len(positional):
-        raise UserError(f"{positional[len(flags.positional)]} is missing; usage: {usage}")
-    if len(flags.positional) > len(positional):
-        raise UserError(
-            f"unexpected argument {flags.positional[len(positional)]!r}; usage: {usage}"
-        )
+    given = _given(flags, positional, usage)
     if flags.configs:
         raise UserError(
             "--configs means nothing to this command: the blocks were chosen when the run began"
         )
-    return dict(zip(positional, flags.positional, strict=True)), defaults.update(
-        flags.overrides, "flag --"
-    )
+    return given, defaults.update(flags.overrides, "flag --")
+
+
+def _given(flags: Flags, names: Sequence[str], usage: str) -> dict[str, str]:
+    """The positional arguments by name. Raises UserError unless they are as many."""
+    found = len(flags.positional)
+    if found < len(names):
+        raise UserError(f"{names[found]} is missing; usage: {usage}")
+    if found > len(names):
+        raise UserError(f"unexpected argument {flags.positional[len(names)]!r}; usage: {usage}")
+    return dict(zip(names, flags.positional, strict=True))
 
 
 def help_text(

@@ -50,7 +50,7 @@ def _cpu_has_bfloat16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return False
-    lines = cpuinfo.read_text().splitlines()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     flags = next((line for line in lines if line.startswith("flags")), "")
     return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
 

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: an exception where nothing would be lost, and in loops a flag that they look
-at between updates, to save and leave."""
+"""Ctrl-C, SIGTERM and SIGHUP: an exception where nothing would be lost, and in loops a flag that
+they look at between updates, to save and leave."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import FrameType
 
 from veorl_tf.core.errors import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INSTALLED = {"site-packages", "dist-packages"}  # folders
 PYTHON, LIBRARY, OURS = "python", "library", "ours"
 
 
 class StopRequest:
-    """Context manager; inside it the first SIGINT or SIGTERM only sets `requested`, the second
-    leaves at once.
+    """Context manager; inside it the first signal to stop only sets `requested`, the second leaves
+    at once. A SIGHUP hurries nobody, as the second or before it: a terminal that closes sends
+    several, and others follow. Where it is ignored from the start (`nohup`), it stays so.
 
         with StopRequest() as stop:
             for update in ...:
@@ -63,7 +64,11 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._former = {
+                number: signal.signal(number, self._handle)
+                for number in SIGNALS
+                if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)
+            }
         return self
 
     @contextmanager
@@ -84,7 +89,9 @@ class StopRequest:
             raise Interrupted(self.signum)  # it came after the last look
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
+        if self.signum is not None and signum == signal.SIGHUP:
+            return
+        if self.signum not in (None, signal.SIGHUP):
             self._restore()
             os._exit(128 + signum)
         self.signum = signum
@@ -93,8 +100,9 @@ class StopRequest:
                 raise Interrupted(signum)
             sys.setprofile(self._raise_outside)
             return
-        # os.write, not print: the handler may run in the middle of another print.
-        os.write(2, b"\nstopping after this step; once more leaves at once without saving\n")
+        with suppress(OSError):  # the terminal may be gone
+            # os.write, not print: the handler may run in the middle of another print.
+            os.write(2, b"\nstopping after this step; once more leaves at once without saving\n")
 
     def _raise_outside(self, frame: FrameType, event: str, _argument: object) -> None:
         """A profile function: raises where a library calls a function that is none, or returns to

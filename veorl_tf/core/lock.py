@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from veorl_tf.core.errors import UserError, warn
-from veorl_tf.core.files import host, runs
+from veorl_tf.core.files import host, naming, runs
 
 NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)  # of some file systems
 EVERY = 0.2  # seconds between looks at a lock that is waited for
@@ -101,8 +101,6 @@ def _owner(entry: dict) -> str:
 
 
 def _write(file, entry: dict | None) -> None:
-    file.seek(0)
-    file.truncate()
-    if entry:
-        json.dump(entry, file)
-    file.flush()
+    with naming(file.name):  # and nothing stays in a buffer, to fail again when it is closed
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), json.dumps(entry).encode() if entry else b"")

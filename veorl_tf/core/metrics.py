@@ -92,7 +92,8 @@ class Logger:
         with naming(self._path):
             self._file.close()
         if self._events:
-            self._events.writer.close()
+            with naming(self._events.path):
+                self._events.writer.close()
             self._events = None
 
     def __enter__(self) -> Logger:

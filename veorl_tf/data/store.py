@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,14 @@ import numpy as np
 
 from veorl_tf.core import seeds
 from veorl_tf.core.errors import UserError, warn
-from veorl_tf.core.files import atomic_directory, atomic_write, require_free, sweep_leftovers
+from veorl_tf.core.files import (
+    atomic_directory,
+    atomic_write,
+    naming,
+    require_free,
+    shortened,
+    sweep_leftovers,
+)
 from veorl_tf.data.episodes import KEYS, DamagedEpisode, EpisodeInfo, load_episode, scan
 
 FORMAT = 1
@@ -101,8 +109,8 @@ class FrameStore:
         source = Path(source).absolute()
         infos, damaged = scan(source, kind)
         recipe = _recipe(infos, damaged, kind)
-        place = hashlib.blake2b(str(source).encode(), digest_size=4).hexdigest()
-        directory = Path(cache) / f"{source.name}-{kind}-{place}"
+        place = hashlib.blake2b(os.fsencode(source), digest_size=4).hexdigest()
+        directory = Path(cache) / f"{shortened(source.name)}-{kind}-{place}"
         if directory.exists():
             try:
                 return cls(directory, source, _read_header(directory, recipe))
@@ -244,7 +252,7 @@ def _build(
     )
     require_free(directory, need, f"the frame store of {source}")
     damaged = [(error.path.name, error.reason) for error in damaged]
-    with atomic_directory(directory) as temporary:
+    with atomic_directory(directory) as temporary, naming(temporary):
         names, lengths, unreadable = _write_arrays(temporary, infos, shapes, progress)
         damaged += unreadable
         if not names:

@@ -11,6 +11,7 @@ from typing import Any
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.flags import Request
+from veorl_tf.core.places import expanded
 from veorl_tf.core.values import show
 from veorl_tf.run import datasets
 from veorl_tf.run.directory import load_config
@@ -89,7 +90,7 @@ def check(config: Config) -> None:
     datasets.data_root(config)  # can be named
     datasets.check_given(config)
     if config.init_from:
-        load_config(config.init_from)
+        load_config(expanded("--init_from", config.init_from))
 
 
 def check_values(config: Config) -> None:

@@ -10,16 +10,11 @@ from pathlib import Path
 
 from veorl_tf.core.config import Config, load_blocks
 from veorl_tf.core.errors import UserError
-from veorl_tf.core.files import (
-    atomic_directory,
-    atomic_write,
-    named_folder,
-    new_folder,
-    sweep_leftovers,
-)
+from veorl_tf.core.files import atomic_directory, atomic_write, sweep_leftovers
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.interrupt import going_on
 from veorl_tf.core.media import write_mp4
+from veorl_tf.core.places import expanded, named_folder, new_folder
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.data.episodes import save_episode
 from veorl_tf.run import datasets
@@ -67,7 +62,7 @@ def evaluate(argv: Sequence[str]) -> int:
         raise UserError(f"--goals {options.goals}: one of evaluation, other")
     if options.episodes < 1 or options.workers < 1:
         raise UserError("--episodes and --workers must be at least 1")
-    logdir = Path(given["LOGDIR"])
+    logdir = expanded("LOGDIR", given["LOGDIR"])
     config = load_config(logdir)
     if config.task == "none":
         raise UserError(f"{logdir}: the run has --task none, so there is nothing to evaluate in")
@@ -155,7 +150,7 @@ def export(argv: Sequence[str]) -> int:
     load_tensorflow()
     from veorl_tf.run import export as exporting
 
-    logdir, out = Path(given["LOGDIR"]), new_folder("OUT", given["OUT"])
+    logdir, out = expanded("LOGDIR", given["LOGDIR"]), new_folder("OUT", given["OUT"])
     config = load_config(logdir)
     agent, name, manifest = load_agent(logdir, config, options.checkpoint)
     exporting.export(agent, config, out, manifest.get("bounds"))
@@ -166,26 +161,22 @@ def export(argv: Sequence[str]) -> int:
 def collect(argv: Sequence[str]) -> int:
     """`collect --configs metaworld small --task T`: the default dataset of a configuration, or one
     of another quality, into a folder of choice."""
-    from veorl_tf.core.flags import parse_flags, split_flags
-    from veorl_tf.run.collect import make_dataset
+    from veorl_tf.core.flags import parse_flags
+    from veorl_tf.run.collect import RECIPE, make_dataset
 
     usage = (
         "python -m veorl_tf collect OUT --configs metaworld [small] [--task T] "
         "[--data.collect_quality medium] [--data.collect_episodes N] [--data.seed S]"
     )
     blocks, comments = load_blocks(BLOCKS)
-    flags = split_flags(argv)
-    if not flags.positional and not flags.help:
-        raise UserError(f"OUT is missing; usage: {usage}")
-    if len(flags.positional) > 1:
-        raise UserError(f"unexpected argument {flags.positional[1]!r}; usage: {usage}")
-    config = parse_flags(argv[len(flags.positional) :], blocks, comments, usage).config
+    request = parse_flags(argv, blocks, comments, usage, ["OUT"])
+    config = request.config
     check_values(config)
     check_task(config)
-    out = named_folder("OUT", flags.positional[0])
-    recipe = datasets.default_recipe(config, "target")
-    if (out / "recipe.json").exists() and recipe.hash not in (out / "recipe.json").read_text():
+    out = named_folder("OUT", request.given["OUT"])
+    recipe, made = datasets.default_recipe(config, "target"), out / RECIPE
+    if made.exists() and recipe.hash not in made.read_text(encoding="utf-8"):
         raise UserError(f"{out}: holds a dataset of another recipe; name another folder")
     make_dataset(recipe, out, config.env.workers)
-    print((out / "recipe.json").read_text())
+    print(made.read_text(encoding="utf-8"))
     return 0

@@ -14,7 +14,8 @@ import numpy as np
 from veorl_tf.core.arrays import READ_ERRORS, npz_headers
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
-from veorl_tf.core.files import expanded
+from veorl_tf.core.files import shortened
+from veorl_tf.core.places import expanded
 from veorl_tf.core.progress import progress
 from veorl_tf.data.importers.base import Options
 from veorl_tf.data.importers.journal import action_scale, unfinished
@@ -30,8 +31,11 @@ GIVEN = {"target": "target_dataset", "source": "source_videos"}  # keys of the u
 
 def data_root(config: Config) -> Path:
     """Where datasets and caches live: `--datadir`, `$VEORL_DATA`, or the user's cache."""
-    place = config.datadir or os.environ.get("VEORL_DATA") or "~/.cache/veorl_tf"
-    return expanded("--datadir", place)
+    if config.datadir:
+        return expanded("--datadir", config.datadir)
+    if own := os.environ.get("VEORL_DATA"):
+        return expanded("VEORL_DATA", own)
+    return expanded("the default of --datadir,", "~/.cache/veorl_tf")
 
 
 def check_given(config: Config) -> None:
@@ -99,7 +103,7 @@ def imported(config: Config, kind: str, source: Path) -> Path:
     options, source = import_options(config), source.absolute()
     recipe = json.dumps([str(source), asdict(options)], sort_keys=True)
     place = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
-    out = data_root(config) / "imports" / f"{source.stem}-{place}"
+    out = data_root(config) / "imports" / f"{shortened(source.stem)}-{place}"
     result = import_source(source, out, options, config.imports.format)
     for name, reason in result.skipped:
         warn(f"left out: {name}: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -16,8 +17,9 @@ from pathlib import Path
 from veorl_tf.core import checkpoint, hardware
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
-from veorl_tf.core.files import atomic_write, expanded, sweep_leftovers
+from veorl_tf.core.files import atomic_write, naming, sweep_leftovers
 from veorl_tf.core.lock import locked
+from veorl_tf.core.places import expanded
 
 # Keys that change where or how often something is written, never what is learnt.
 HARMLESS = re.compile(
@@ -49,6 +51,11 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def versions(self) -> Path:
+        """What the run was begun with."""
+        return self.path / "versions.json"
 
     @property
     def lock(self) -> Path:
@@ -104,12 +111,14 @@ def open_run(config: Config, names: Sequence[str], run: RunDirectory | None = No
     path = run.path
     if run.started:
         _check_changes(run, config)
+        if not run.result.exists():
+            _tell_versions(run)
         return run
     require_place(run)
     path.mkdir(parents=True, exist_ok=True)
     with atomic_write(run.config, "w") as file:  # first: it marks the folder as a run's
         file.write(config.to_yaml())
-    with atomic_write(path / "versions.json", "w") as file:
+    with atomic_write(run.versions, "w") as file:
         json.dump(provenance() | {"configs": list(names)}, file, indent=1)
     return run
 
@@ -157,7 +166,8 @@ def load_config(logdir: str | Path) -> Config:
     if not path.exists():
         raise UserError(f"{logdir}: not a run directory (it has no config.yaml)")
     try:
-        return Config.from_yaml(path.read_text(encoding="utf-8"), str(path))
+        with naming(path):
+            return Config.from_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
         raise UserError(f"{path}: no text; name a new --logdir, or mend it") from None
 
@@ -197,8 +207,15 @@ def provenance() -> dict:
 def revision() -> str:
     """Git revision of the code, with `+` when files were changed since; empty outside a clone."""
     root = Path(__file__).resolve().parents[2]
+    # A hook's GIT_DIR would name another repository.
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     git = lambda *args: subprocess.run(
-        ["git", "-C", str(root), *args], capture_output=True, text=True, check=False
+        ["git", "-C", str(root), *args],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environ,
+        check=False,
     ).stdout.strip()
     try:
         head = git("rev-parse", "--short=12", "HEAD")
@@ -216,10 +233,36 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"model name\s*:\s*(.+)", text)
         model = found.group(1) if found else model
     count = hardware.cores()
     return f"{count} core{'s' if count > 1 else ''} of {model}, {platform.system()}"
+
+
+def _tell_versions(run: RunDirectory) -> None:
+    """Warns when a run goes on with other software than it was begun with: its numbers may be
+    others than those of an unbroken run."""
+    try:
+        then = _versions(json.loads(run.versions.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return warn(f"{run.versions}: damaged or missing; the run may go on with other versions")
+    now = _versions(provenance())
+    changed = [
+        f"{name} {then.get(name)} -> {now.get(name)}"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+    ]
+    if changed:
+        warn(f"{run.path} goes on with other versions than it was begun with: {', '.join(changed)}")
+
+
+def _versions(provenance: Mapping) -> dict[str, str | None]:
+    return {
+        "revision": provenance["revision"],
+        "python": provenance["python"],
+        **provenance["packages"],
+    }
 
 
 def _next_free(path: Path) -> Path:

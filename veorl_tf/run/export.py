@@ -5,6 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorflow as tf
@@ -67,15 +72,35 @@ def export(agent, config: Config, out: Path, bounds: dict | None = None) -> Path
     """
     module = PolicyModule(agent)
     with atomic_directory(out) as temporary:
-        try:
-            tf.saved_model.save(module, str(temporary), signatures=module.concrete())
-        except tf.errors.ResourceExhaustedError as error:
-            if os.strerror(errno.ENOSPC) not in error.message:
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
+        with _errors_of_the_system(out), _utf8(temporary) as place:
+            tf.saved_model.save(module, str(place), signatures=module.concrete())
         with atomic_write(Path(temporary) / METADATA, "w") as file:
             json.dump(describe(agent, config, bounds), file, indent=1)
     return out
+
+
+@contextmanager
+def _errors_of_the_system(out: Path) -> Iterator[None]:
+    """TensorFlow's errors, which quote those of the operating system, as these."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for number in errno.errorcode:
+            if os.strerror(number) in error.message:
+                raise OSError(number, os.strerror(number), str(out)) from None
+        raise
+
+
+@contextmanager
+def _utf8(folder: Path) -> Iterator[Path]:
+    """`folder`, or, since TensorFlow takes no name that is not UTF-8, another one whose files are
+    brought there."""
+    if not re.search("[\ud800-\udfff]", str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as other:
+        yield Path(other)
+        shutil.copytree(other, folder, dirs_exist_ok=True)
 
 
 def describe(agent, config: Config, bounds: dict | None) -> dict:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError
-from veorl_tf.core.files import atomic_write, named_folder
+from veorl_tf.core.files import atomic_write, naming
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.lock import locked
+from veorl_tf.core.places import expanded, named_folder
 from veorl_tf.data.importers.base import Footage, Options, Reader, Unreadable
 from veorl_tf.data.importers.journal import LOCK, REPORT, Journal
 from veorl_tf.data.importers.registry import beside, find
@@ -47,7 +48,7 @@ def import_(argv: Sequence[str]) -> int:
     if not 0 < flags.timeout <= 1e6:
         raise UserError(f"--timeout {flags.timeout}: more than 0 seconds, at most a million")
     result = import_source(
-        Path(given["SOURCE"]),
+        expanded("SOURCE", given["SOURCE"]),
         named_folder("OUT", given["OUT"]),
         options_of(flags),
         flags.format,
@@ -142,8 +143,9 @@ def _import(
         keyed = passes.keys(passes.pieces(items), leave_out)
         if not isinstance(reader, Footage):
             result.bounds = passes.bounds(keyed, leave_out)
-        journal.begin(source)
-        result.new = passes.work(keyed, result.bounds, strict)
+        with naming(out):
+            journal.begin(source)
+            result.new = passes.work(keyed, result.bounds, strict)
     result.skipped += passes.failed
     final = [passes.final(key, result.bounds) for key in keyed]
     entries = [journal.entries[key] for key in final if key in journal.entries]
@@ -153,7 +155,8 @@ def _import(
     result.numbers = any(entry["numbers"] for entry in entries)
     names = ("frames", "clips", "kept", "still", "short", "cuts")
     result.counts = {name: sum(entry["counts"][name] for entry in entries) for name in names}
-    result.removed = journal.keep(set(final))
+    with naming(out):
+        result.removed = journal.keep(set(final))
     _write_report(result, source, options)
     return result
 

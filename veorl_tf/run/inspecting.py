@@ -15,6 +15,7 @@ from veorl_tf.core.errors import UserError
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.media import grid, write_png
+from veorl_tf.core.places import expanded, named_folder
 from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable
 from veorl_tf.data.importers.registry import find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
@@ -52,9 +53,11 @@ def inspect(argv: Sequence[str]) -> int:
         "python -m veorl_tf inspect SOURCE [--key value ...]",
         ["SOURCE"],
     )
-    source = Path(given["SOURCE"])
+    source = expanded("SOURCE", given["SOURCE"])
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
+    sheet = expanded("--sheet", options.sheet or "contact-sheet.png")
+    named_folder("--sheet", str(sheet.parent))
     if options.format == "auto" and is_ready(source):
         table, pictures = inspect_directory(source), pictures_of(source)
     else:
@@ -63,9 +66,8 @@ def inspect(argv: Sequence[str]) -> int:
     if not pictures:
         raise UserError(f"{source}: nothing in it can be read")
     if options.reference:
-        for line in compare(pictures, Path(options.reference)):
+        for line in compare(pictures, expanded("--reference", options.reference)):
             print(f"warning: {line}")
-    sheet = Path(options.sheet or "contact-sheet.png")
     write_png(sheet, grid(np.concatenate(spaced(pictures, ROWS)), PICTURES))
     print(f"contact sheet: {sheet}")
     return 0

@@ -15,6 +15,7 @@ from veorl_tf.core.config import Config
 from veorl_tf.core.errors import Diverged, Interrupted, MachineError, UserError, warn
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.metrics import Logger, Silence
+from veorl_tf.core.places import expanded
 from veorl_tf.core.progress import progress
 from veorl_tf.data.store import FrameStore
 from veorl_tf.data.windows import Batches, require_length
@@ -145,7 +146,7 @@ class OfflineTraining:
         )
         if name is None:
             if self.config.init_from:
-                arrays, _, _ = load_weights(self.config.init_from)
+                arrays, _, _ = load_weights(expanded("--init_from", self.config.init_from))
                 assign(self.agent.weights(), arrays, self.config.init_from)
             return
         arrays, manifest = checkpoint.load(self.directory.checkpoints, name)

@@ -13,7 +13,8 @@ from veorl_tf.core.config import Config
 from veorl_tf.core.errors import Interrupted, MachineError, UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.core.flags import parse_options
-from veorl_tf.core.interrupt import StopRequest
+from veorl_tf.core.interrupt import SIGNALS, StopRequest
+from veorl_tf.core.places import expanded
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
@@ -43,7 +44,7 @@ def table(argv: Sequence[str]) -> int:
     _, options = parse_options(
         argv, Config(OPTIONS), HELP, "python -m veorl_tf table [--key value ...]"
     )
-    results = Path(options.results)
+    results = expanded("--results", options.results)
     if options.train:
         for task in options.tasks:
             for seed in options.seeds:
@@ -65,7 +66,7 @@ def train_one(options: Config, task: str, agent: str, seed: int, results: Path) 
     target = results / f"{name}.json"
     if target.exists():
         return
-    logdir = Path(options.logs) / name
+    logdir = expanded("--logs", options.logs) / name
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -82,19 +83,19 @@ def train_one(options: Config, task: str, agent: str, seed: int, results: Path) 
     ]
     print(" ".join(["python", "train.py", *command[2:]]), flush=True)
     code = wait_for(command)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if code - 128 in SIGNALS:
         raise Interrupted(code - 128)
     if code:
         raise MachineError(f"{name}: training ended with exit code {code}; its last lines say why")
     results.mkdir(parents=True, exist_ok=True)
-    row = json.loads((logdir / "result.json").read_text())
+    row = json.loads((logdir / "result.json").read_text(encoding="utf-8"))
     with atomic_write(target, "w") as file:
         json.dump(row | {"budget": options.budget, "algorithm": agent}, file, indent=1)
 
 
 def wait_for(command: Sequence[str]) -> int:
     """Exit code of a command. It is given the time to save when a signal asks us to stop (Ctrl-C
-    reaches it too, SIGTERM is passed on); then Interrupted is raised."""
+    reaches it too, the others are passed on); then Interrupted is raised."""
     with StopRequest() as stop:
         child = subprocess.Popen(command)
         told = False
@@ -102,14 +103,14 @@ def wait_for(command: Sequence[str]) -> int:
             try:
                 return child.wait(1)
             except subprocess.TimeoutExpired:
-                if stop.signum == signal.SIGTERM and not told:
-                    child.terminate()
+                if stop.signum not in (None, signal.SIGINT) and not told:
+                    child.send_signal(stop.signum)
                     told = True
 
 
 def read_results(folder: Path) -> list[dict]:
     """Results by task, algorithm and seed."""
-    rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     return sorted(rows, key=lambda r: (r["task"], algorithm(r), r["seed"]))
 
 
@@ -174,7 +175,7 @@ def fisher(left: dict, right: dict) -> float:
 
 def insert(path: Path, text: str) -> None:
     """Puts the table between the marks of a Markdown file, where it has them."""
-    old = path.read_text() if path.exists() else ""
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
     before, begin, rest = old.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from veorl_tf.core.errors import MACHINE_ERRNOS, MachineError, UserError, one_line
+from veorl_tf.core.errors import MachineError, UserError, one_line
+from veorl_tf.core.places import expanded, explained
 from veorl_tf.data.episodes import DamagedEpisode, save_episode
 from veorl_tf.data.importers.base import (
     Footage,
@@ -43,7 +44,7 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
         whether it has `numbers`, actions and rewards. Or `error`: what ends the whole import.
     """
     reader, item, options = formats()[format], Item(**item), Options(**options)
-    write = _Writer(Path(out), item, key)
+    write = _Writer(expanded("OUT", out), item, key)
     counts, problems, numbers = Counts(), [], False
     try:
         if isinstance(reader, Footage):
@@ -63,9 +64,10 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
     except (UserError, MachineError) as error:
         return {"error": (type(error).__name__, str(error))}
     except OSError as error:
-        if error.errno not in MACHINE_ERRNOS:
+        known = explained(error)
+        if known is None:
             raise
-        return {"error": ("MachineError", f"{error.strerror}: {error.filename or out}")}
+        return {"error": (type(known).__name__, str(known))}
     return {
         "files": write.files,
         "counts": asdict(counts),
