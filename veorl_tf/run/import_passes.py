@@ -26,7 +26,7 @@ from veorl_tf.core.progress import progress
 from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, inside
 from veorl_tf.data.importers.journal import Journal
 
-FORMAT = 1  # of what an import writes; part of every key
+FORMAT = 2  # of what an import writes; part of every key
 LARGE = 32 << 20  # bytes of footage that is worth splitting
 WORK = "veorl_tf.data.importers.work"
 
