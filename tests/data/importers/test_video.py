@@ -165,7 +165,7 @@ def test_pixels_that_are_not_square(tmp_path, wide, width):
         stream = container.add_stream("h264", rate=10)
         stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
         stream.codec_context.sample_aspect_ratio = wide
-        for i in range(3):
+        for _ in range(3):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(corner(), format="rgb24")))
         container.mux(stream.encode())
     shown = next(decode(path, "a")).picture()
@@ -239,9 +239,7 @@ def test_a_cover_is_no_film(tmp_path):
 @pytest.mark.parametrize("said, shown", [(0, 100), (10, 100), (20, 20), (500, 500)])
 def test_hurried_animations_last_as_players_show_them(tmp_path, suffix, said, shown):
     images = [Image.fromarray(picture(i)) for i in range(5)]
-    images[0].save(
-        tmp_path / f"a.{suffix}", save_all=True, append_images=images[1:], duration=said
-    )
+    images[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=images[1:], duration=said)
     frames = list(decode(tmp_path / f"a.{suffix}", "a"))
     assert levels(frames) == [0, 1, 2, 3, 4]
     np.testing.assert_allclose([f.time for f in frames], np.arange(5) * shown / 1000)

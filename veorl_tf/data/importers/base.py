@@ -140,7 +140,8 @@ class Log(Reader):
         `image`: n pictures, `[n, H, W, 3]` uint8, or a sequence of them that is gone through in
         order and may raise Unreadable then. Where there are any: `action [m, A]`, `reward [m]`,
         `terminal [m]` (true where an episode ended for good), `success [m]`, m = n or, of leaving
-        ones, n - 1; and `bounds`, a pair of `[A]`, the range that actions can have.
+        ones, n - 1; and `bounds`, a pair of `[A]`, the range that actions can have. `left_out`, if
+        there is any, lists as Unreadable what of the item is not among them.
         """
         raise NotImplementedError("episode(source, item, options) -> arrays")
 

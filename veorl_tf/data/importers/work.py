@@ -13,6 +13,7 @@ import numpy as np
 from veorl_tf.core.errors import MACHINE_ERRNOS, MachineError, UserError, one_line
 from veorl_tf.data.episodes import DamagedEpisode, save_episode
 from veorl_tf.data.importers.base import (
+    Alignment,
     Footage,
     Frame,
     Item,
@@ -51,7 +52,9 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
             for clip in clips(frames, options, counts, problems):
                 write({"image": clip})
         else:
-            episode = _episode(reader, Path(source), item, options, bounds, counts)
+            arrays = reader.episode(Path(source), item, options)
+            problems += arrays.pop("left_out", [])
+            episode = _episode(arrays, reader.alignment, item, options, bounds, counts)
             numbers = {"action", "reward"} <= set(episode)
             if counts.kept:
                 write(episode)
@@ -132,14 +135,13 @@ class _Writer:
         self.files.append(path.name)
 
 
-def _episode(reader: Log, source, item, options, bounds, counts: Counts) -> dict:
-    """A log's item as an episode is stored; one that is too short is counted so."""
-    arrays = reader.episode(source, item, options)
+def _episode(arrays, alignment: Alignment, item, options, bounds, counts: Counts) -> dict:
+    """A log's arrays as an episode is stored; one that is too short is counted so."""
     if not len(arrays["image"]):
         raise Unreadable(item.name, "no pictures")
     fit = Fit(options)
     image = np.stack([fit(picture) for picture in arrays["image"]])
-    out = {"image": image, **aligned(arrays, reader.alignment)}
+    out = {"image": image, **aligned(arrays, alignment)}
     if bounds is not None and "action" in out:
         out["action"] = scaled(out["action"], *bounds)
     _count(len(image), options, counts)
@@ -200,6 +202,7 @@ def _rate(reader: Footage, options: Options) -> float:
 
 def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
     arrays = reader.episode(source, item, options)
+    problems = told(arrays.pop("left_out", []), item)
     fit, images, counts = Fit(options), arrays["image"], Counts()
     _count(len(images), options, counts)
     chosen = [fit(picture) for picture in spaced(images, pictures)]
@@ -209,6 +212,7 @@ def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
         "counts": asdict(counts),
         "pictures": chosen,
         "keys": sorted(key for key in arrays if key != "bounds"),
+        "problems": problems,
     }
     if "action" in arrays:
         action = np.asarray(arrays["action"], np.float64)
