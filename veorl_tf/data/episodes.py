@@ -23,6 +23,7 @@ import numpy as np
 from veorl_tf.core.arrays import READ_ERRORS, npz_headers, write_npz
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
+from veorl_tf.data.mistaken import mistaken
 
 SOURCE_KEYS = ("image",)
 TARGET_KEYS = ("image", "action", "reward", "discount", "success")
@@ -182,12 +183,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     try:
         return npz_headers(path)
     except READ_ERRORS as error:
-        reason = (
-            "empty file"
-            if path.exists() and not path.stat().st_size
-            else f"no whole npz archive ({error})"
-        )
-        raise DamagedEpisode(path, reason) from None
+        raise DamagedEpisode(path, mistaken(path) or f"no whole npz archive ({error})") from None
 
 
 def _check_headers(

@@ -19,7 +19,7 @@ from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.lock import locked
-from veorl_tf.data.importers.base import Footage, Options, Reader, Unreadable
+from veorl_tf.data.importers.base import Footage, Options, Reader, Unreadable, explained
 from veorl_tf.data.importers.journal import LOCK, REPORT, Journal
 from veorl_tf.data.importers.registry import beside, find
 from veorl_tf.run.import_flags import IMPORT, IMPORT_HELP, options_of
@@ -128,6 +128,7 @@ def _import(
     result = Result(out, reader.name)
 
     def leave_out(problem: Unreadable) -> None:
+        problem = explained(source, problem)
         if strict:
             raise UserError(f"{source}: {problem.name}: {problem.reason}")
         result.skipped.append([problem.name, problem.reason])

@@ -15,7 +15,7 @@ from veorl_tf.core.errors import UserError
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.media import grid, write_png
-from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable
+from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable, explained
 from veorl_tf.data.importers.registry import find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
 from veorl_tf.run.datasets import is_ready
@@ -78,6 +78,7 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     items = list(reader.items(source.absolute(), options, left_out.append))
     chosen = spaced(items, flags.sample or len(items))
     looks = look_at(reader.name, source.absolute(), chosen, options, flags.timeout)
+    left_out = [explained(source, problem) for problem in left_out]
     problems = [[problem.name, problem.reason] for problem in left_out]
     problems += [problem for one in looks for problem in one["problems"]]
     looks = [one for one in looks if one.get("frames")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from veorl_tf.core.errors import MachineError, UserError
+from veorl_tf.data.mistaken import mistaken
 
 MAX_PIXELS = 1 << 26  # of one picture: 8192 x 8192
 MAX_BYTES = 1 << 32  # of one array of an episode
@@ -209,6 +211,18 @@ def inside(source: Path, name: str) -> Path:
     if not os.path.isfile(path):
         raise Unreadable(name, "no such file")
     return path
+
+
+def explained(source: Path, problem: Unreadable, files: Sequence[str] = ()) -> Unreadable:
+    """A problem with its cause: where the file that it names, or else one of the item's `files`,
+    is none of data at all, that is said instead."""
+    others = () if problem.name in files else files[:LOOKED_AT]
+    for name in (problem.name, *others):
+        with suppress(Unreadable):
+            if cause := mistaken(inside(source, name)):
+                reason = cause if name == problem.name else f"{name} is {cause}"
+                return Unreadable(problem.name, reason)
+    return problem
 
 
 def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -25,8 +25,17 @@ from typing import Any
 import numpy as np
 
 from veorl_tf.core.errors import UserError
-from veorl_tf.data.importers.base import Unreadable, inside, one_of, only, relative, walk
+from veorl_tf.data.importers.base import (
+    Unreadable,
+    explained,
+    inside,
+    one_of,
+    only,
+    relative,
+    walk,
+)
 from veorl_tf.data.importers.parquet import plain, read
+from veorl_tf.data.mistaken import mistaken
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO = "meta/info.json"
@@ -280,7 +289,8 @@ def _json(source: Path, name: str) -> Any:
     try:
         return json.loads(_bytes(source, name))
     except (ValueError, RecursionError) as error:
-        raise Unreadable(name, f"cannot be read as JSON ({error})") from None
+        reason = f"cannot be read as JSON ({error})"
+        raise explained(source, Unreadable(name, reason)) from None
 
 
 def _json_lines(source: Path, name: str, leave_out) -> Iterator[tuple[str, dict]]:
@@ -294,6 +304,8 @@ def _json_lines(source: Path, name: str, leave_out) -> Iterator[tuple[str, dict]
         if isinstance(entry, dict):
             yield where, entry
         elif line.strip():
+            if cause := mistaken(inside(source, name)):
+                raise Unreadable(name, cause)
             leave_out(Unreadable(where, "no JSON table"))
 
 

@@ -40,6 +40,7 @@ from veorl_tf.data.importers.hdf5 import (
     same_length,
     told,
 )
+from veorl_tf.data.mistaken import mistaken
 
 MAX_TABLE = 1 << 26  # bytes of a table of metadata
 
@@ -145,7 +146,8 @@ class Minari(Log):
                 raise UserError(f"{table}: more than {MAX_TABLE:,} bytes")
             content = json.loads(table.read_bytes())
         except (OSError, ValueError, RecursionError, Unreadable) as error:
-            raise UserError(f"{table}: no table of metadata ({error})") from None
+            reason = mistaken(table) or f"no table of metadata ({error})"
+            raise UserError(f"{table}: {reason}") from None
         if not isinstance(content, dict):
             raise UserError(f"{table}: no table of metadata")
         return content

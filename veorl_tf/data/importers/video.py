@@ -30,6 +30,7 @@ from veorl_tf.data.importers.pictures import (
     composed,
     resized,
 )
+from veorl_tf.data.mistaken import mistaken
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv")
 # Containers that hold their own data; playlists (hls, concat, ...) name other files.
@@ -102,7 +103,10 @@ class ClipList(Footage):
             videos.setdefault(path.name, path)
             videos.setdefault(path.stem, path)
         used: dict[str, int] = {}
-        for number, (file, begin, end) in enumerate(self.entries(lists[0])):
+        entries = list(self.entries(lists[0]))
+        if not entries:
+            raise UserError(f"{lists[0]}: {mistaken(lists[0]) or 'lists no clips'}")
+        for number, (file, begin, end) in enumerate(entries):
             where = f"{lists[0].name}, clip {number} ({file})"
             path = videos.get(Path(file).name) if file else None
             if file is None or begin is None or end is None:

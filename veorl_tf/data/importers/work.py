@@ -21,6 +21,7 @@ from veorl_tf.data.importers.base import (
     Options,
     Unreadable,
     aligned,
+    explained,
     scaled,
 )
 from veorl_tf.data.importers.clips import Counts, clips, steady
@@ -72,7 +73,7 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
     return {
         "files": write.files,
         "counts": asdict(counts),
-        "problems": told(problems, item),
+        "problems": told(problems, item, source),
         "numbers": numbers,
     }
 
@@ -117,7 +118,7 @@ def look_at_item(format, source, item, options, pictures=10) -> dict:
     try:
         return {"problems": [], **look(reader, Path(source), item, options, pictures)}
     except Unreadable as problem:
-        return {"problems": told([problem], item)}
+        return {"problems": told([problem], item, source)}
     except (UserError, MachineError) as error:
         return {"error": (type(error).__name__, str(error))}
 
@@ -157,12 +158,13 @@ def _count(frames: int, options: Options, counts: Counts) -> None:
         counts.clips, counts.kept = 1, frames
 
 
-def told(problems: list[Unreadable], item: Item) -> list[list[str]]:
-    """Names and reasons, of at most `TOLD`."""
+def told(problems: list[Unreadable], item: Item, source: str | Path) -> list[list[str]]:
+    """Names and reasons, with their causes, of at most `TOLD`."""
     if len(problems) > TOLD:
         more = Unreadable(item.name, f"{len(problems) - TOLD:,} more like these")
         problems = [*problems[:TOLD], more]
     named = [Unreadable(problem.name or item.name, problem.reason) for problem in problems]
+    named = [explained(Path(source), problem, item.files) for problem in named]
     return [[problem.name, one_line(problem.reason)] for problem in named]
 
 
@@ -191,7 +193,7 @@ def _look_at_footage(reader: Footage, source, item, options, pictures) -> dict:
         "seconds": time,
         "counts": asdict(counts),
         "pictures": spaced(kept, pictures),
-        "problems": told(problems, item),
+        "problems": told(problems, item, source),
     }
 
 
@@ -202,7 +204,7 @@ def _rate(reader: Footage, options: Options) -> float:
 
 def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
     arrays = reader.episode(source, item, options)
-    problems = told(arrays.pop("left_out", []), item)
+    problems = told(arrays.pop("left_out", []), item, source)
     fit, images, counts = Fit(options), arrays["image"], Counts()
     _count(len(images), options, counts)
     chosen = [fit(picture) for picture in spaced(images, pictures)]
