@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -23,10 +22,12 @@ import numpy as np
 from veorl_tf.core import errors
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.progress import progress
+from veorl_tf.data.episodes import odd_sizes
 from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, inside
 from veorl_tf.data.importers.journal import Journal
 
 FORMAT = 2  # of what an import writes; part of every key
+TOLERANCE = 1e-3  # by which actions may leave [-1, 1] unscaled
 LARGE = 32 << 20  # bytes of footage that is worth splitting
 WORK = "veorl_tf.data.importers.work"
 
@@ -114,11 +115,8 @@ class Passes:
                 del keyed[key]
             elif low_high := range_.get("stored") or range_.get("measured"):
                 sizes[key] = len(low_high[0])
-        usual = max(Counter(sizes.values()).items(), key=lambda x: x[1])[0] if sizes else 0
-        for key, size in sizes.items():
-            if size != usual:
-                reason = f"its actions have {size} numbers, those of most have {usual}"
-                leave_out(Unreadable(keyed.pop(key).name, reason))
+        for key, reason in odd_sizes(self.source, sizes).items():
+            leave_out(Unreadable(keyed.pop(key).name, reason))
         ranges = [self.journal.measured[key] for key in keyed]
         stored = [r["stored"] for r in ranges if r.get("stored")]
         measured = [r["measured"] for r in ranges if r.get("measured")]
@@ -131,7 +129,7 @@ class Passes:
             return None
         low = np.min([low for low, _ in measured], 0)
         high = np.max([high for _, high in measured], 0)
-        if max(-low.min(), high.max()) <= 1 + 1e-3:
+        if max(-low.min(), high.max()) <= 1 + TOLERANCE:
             return None
         return [low.tolist(), high.tolist()]
 

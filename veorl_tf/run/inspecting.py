@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import UserError
+from veorl_tf.core.errors import AllLeftOut, UserError
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.media import grid, write_png
+from veorl_tf.data.episodes import odd_sizes
 from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable, explained
 from veorl_tf.data.importers.registry import find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
 from veorl_tf.run.datasets import is_ready
 from veorl_tf.run.import_flags import IMPORT, IMPORT_HELP, options_of
 from veorl_tf.run.import_passes import in_workers
-from veorl_tf.run.importing import NOTES
+from veorl_tf.run.importing import NOTES, gives_nothing
 
 PICTURES = 10  # of every item on the sheet
 ROWS = 8  # of the sheet
@@ -44,7 +45,8 @@ INSPECT_HELP = {
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """`inspect SOURCE`: a table of what it holds, and a contact sheet."""
+    """`inspect SOURCE`: a table of what it holds, and a contact sheet. Exit code 3, as that of an
+    import, if nothing can be read."""
     given, options = parse_options(
         argv,
         Config(INSPECT),
@@ -56,12 +58,13 @@ def inspect(argv: Sequence[str]) -> int:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     if options.format == "auto" and is_ready(source):
-        table, pictures = inspect_directory(source), pictures_of(source)
+        print(inspect_directory(source))
+        pictures = _pictures_here(source)
     else:
         table, pictures = look(source, options)
-    print(table)
+        print(table)
     if not pictures:
-        raise UserError(f"{source}: nothing in it can be read")
+        raise AllLeftOut(f"{source}: nothing in it can be read")
     if options.reference:
         for line in compare(pictures, Path(options.reference)):
             print(f"warning: {line}")
@@ -69,6 +72,13 @@ def inspect(argv: Sequence[str]) -> int:
     write_png(sheet, grid(np.concatenate(spaced(pictures, ROWS)), PICTURES))
     print(f"contact sheet: {sheet}")
     return 0
+
+
+def _pictures_here(source: Path) -> list[np.ndarray]:
+    try:
+        return pictures_of(source)
+    except UserError as error:
+        raise AllLeftOut(f"{source}: {error}") from None
 
 
 def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
@@ -81,7 +91,12 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     left_out = [explained(source, problem) for problem in left_out]
     problems = [[problem.name, problem.reason] for problem in left_out]
     problems += [problem for one in looks for problem in one["problems"]]
-    looks = [one for one in looks if one.get("frames")]
+    sizes = {item.name: len(one["low"]) for item, one in zip(chosen, looks) if "low" in one}
+    odd = odd_sizes(source, sizes)
+    problems += [[name, reason] for name, reason in odd.items()]
+    seen = [(item, one) for item, one in zip(chosen, looks) if one.get("frames")]
+    seen = [(item, one) for item, one in seen if item.name not in odd]
+    looks = [one for _, one in seen]
     rows = [
         ("source", str(source)),
         ("format", f"{reader.name}: {reader.about}"),
@@ -90,6 +105,9 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     if looks:
         rows += footage_rows(looks) if isinstance(reader, Footage) else log_rows(looks)
         rows.append(("becomes", outcome(looks, len(items) / len(chosen))))
+    reasons = [(item.name, gives_nothing(one["counts"], options)) for item, one in seen]
+    dropped = [f"{name}: {reason}" for name, reason in reasons if reason]
+    rows += [("dropped", text) for text in dropped[:SHOWN]]
     rows.append(("left out", str(len(problems))))
     rows += [("", f"{name}: {reason}") for name, reason in sorted(problems)[:SHOWN]]
     if len(problems) > SHOWN:

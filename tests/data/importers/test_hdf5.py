@@ -390,8 +390,12 @@ def test_action_of_a_dict(minari_set):
         arrays = MINARI.episode(source, listed(MINARI, source, options)[0][0], options)
         assert arrays["action"].shape == (4, size) and ("bounds" in arrays) == bounded
     np.testing.assert_array_equal(arrays["action"][:, 2:], [[0, 0, 1]] * 4)
-    with pytest.raises(Unreadable, match="no array"):
-        MINARI.episode(source, listed(MINARI, source)[0][0], OPTIONS)
+    (item, _), _ = listed(MINARI, source)
+    words = "no array but has parts; name one with --action_key: arm, grip"
+    with pytest.raises(Unreadable, match=words):
+        MINARI.episode(source, item, OPTIONS)
+    with pytest.raises(UserError, match=words):
+        MINARI.numbers(source, item, OPTIONS)
     with pytest.raises(UserError, match="no space of actions leg"):
         listed(MINARI, source, Options(action_key="leg"))
 
