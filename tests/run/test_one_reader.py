@@ -30,6 +30,7 @@ def grey(seed: int) -> np.ndarray:
 
 CHANGES = {  # what is different in each of three episodes
     "nothing": [{}, {}, {}],
+    "copies": [arrays(50)] * 3,
     "is_terminal": [{"is_terminal": ROWS == i} for i in (29, 12, 40)],
     "discount": [{"discount": np.where(ROWS == 29, i, 0.9)} for i in (0, 0.0, 0.5)],
     "both": [{"discount": ROWS < 29, "is_terminal": ROWS < 0}] * 3,

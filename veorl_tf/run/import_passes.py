@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -64,9 +65,11 @@ class Passes:
             return 0
 
     def keys(self, items: Sequence[Item], leave_out) -> dict[str, Item]:
-        """Items by a hash of their contents; of equal ones the first."""
+        """Items by a hash of their contents. Of equal footage the first; equal episodes of a log
+        are as many as they are where training reads them in place."""
         digests: dict[str, str] = {}
         keyed: dict[str, Item] = {}
+        copies: Counter = Counter()
         with progress(len(items), 0, f"looking through {self.source.name}", "items") as bar:
             for item in items:
                 try:
@@ -83,7 +86,11 @@ class Passes:
                         [digests[name] for name in item.files],
                         dict(item.spec),
                     ]
-                    keyed.setdefault(_hash(made_of), item)
+                    key = _hash(made_of)
+                    copies[key] += 1
+                    if copies[key] > 1 and not isinstance(self.reader, Footage):
+                        key = _hash([made_of, copies[key]])
+                    keyed.setdefault(key, item)
                 bar.update()
         return keyed
 
