@@ -179,6 +179,10 @@ def test_what_else_lies_there_is_told(videos, tmp_path):
         "2 files of another format; --format images imports these": "source",
         "1 files of another format; --format episodes imports these": "source",
     }
+    (source / "shard.hdf5").write_text("version https://git-lfs.github.com/spec/v1\n")
+    told = import_source(source, tmp_path / "out", OPTIONS).skipped
+    assert ["shard.hdf5", "a Git LFS pointer: fetch the file with `git lfs pull`"] in told
+    assert len(told) == 3
 
 
 def test_training_refuses_an_unfinished_import(videos, tmp_path):

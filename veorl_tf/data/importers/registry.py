@@ -100,8 +100,14 @@ def beside(source: Path, reader: Reader) -> list[Unreadable]:
     if reader.name not in PLAIN:
         return []
     others = {name: n for name, n in plain_files(source).items() if name != reader.name}
-    return [
-        Unreadable(source.name, f"{n:,} files of another format; --format {name} imports these")
-        for name, n in others.items()
-        if formats()[name].detect(source)
+    there = [name for name in others if formats()[name].detect(source)]
+    found = [
+        Unreadable(
+            source.name, f"{others[name]:,} files of another format; --format {name} imports these"
+        )
+        for name in there
     ]
+    suffixes = tuple(end for name in others if name not in there for end in PLAIN[name])
+    lost = islice(files(source, lambda name: name.lower().endswith(suffixes)), LOOKED_AT)
+    causes = [(relative(source, path), mistaken(path)) for path in lost]
+    return found + [Unreadable(name, cause) for name, cause in causes if cause]
