@@ -137,6 +137,8 @@ def test_a_video_that_gives_no_clip_is_named(tmp_path, capfd):
         assert lines[0].startswith("left out: short.mp4: gives no episode: 12 frames left out in")
         assert lines[1].startswith("left out: still.mp4: gives no episode: 39 frames without move")
         assert "--shortest 26" in lines[0] and "--still 0.001" in lines[1]
+    assert main(["import", str(source), str(tmp_path / "strict"), "--strict"]) == 2
+    assert "short.mp4: gives no episode: 12 frames" in capfd.readouterr().err
     clips = [{"id": "long", "begin": 0, "end": 3}, {"id": "long", "begin": 3, "end": 3.5}]
     clips += [{"id": "short", "begin": 0, "end": 1}, {"id": "short", "begin": 0, "end": 0.8}]
     (source / "clips.json").write_text(json.dumps(clips))

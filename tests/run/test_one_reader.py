@@ -98,6 +98,12 @@ def test_no_most_common_size_is_refused_in_one_line(tmp_path, monkeypatch, capsy
         assert "source: 2 episodes each have actions of 2 and 3 numbers" in error
     assert not list((tmp_path / "out").glob("*.npz"))
     assert FrameStore.build_or_open(tmp_path / "source", tmp_path / "cache", "source")
+    np.savez(tmp_path / "source" / "4.npz", **arrays(4, 3))
+    np.savez(
+        tmp_path / "source" / "5.npz", **{**arrays(5, 3), "image": np.zeros((30, 84, 84), np.uint8)}
+    )
+    assert main(["inspect", "source", "--sample", "2"]) == 0  # which may be another than most
+    assert "5: its actions have 3 numbers, those of 0 have 2" in capsys.readouterr().out
 
 
 def test_what_an_import_would_change_is_imported(tmp_path):

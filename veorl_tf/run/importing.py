@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -166,7 +166,8 @@ def _import(
     entries = [journal.entries[key] for key in final if key in journal.entries]
     result.items = len(entries)
     result.skipped += [problem for entry in entries for problem in entry["problems"]]
-    result.skipped += _without_episodes(keyed, passes, result.bounds)
+    for problem in _without_episodes(keyed, passes, result.bounds):
+        leave_out(problem)
     result.skipped.sort()
     result.numbers = any(entry["numbers"] for entry in entries)
     names = ("frames", "clips", "kept", "still", "short", "cuts")
@@ -176,23 +177,21 @@ def _import(
     return result
 
 
-def _without_episodes(keyed: Mapping[str, Item], passes: Passes, bounds) -> list[list[str]]:
+def _without_episodes(keyed: Mapping[str, Item], passes: Passes, bounds) -> Iterator[Unreadable]:
     """Items, all pieces of one together, that gave nothing and of which nothing is told; with the
     reason."""
     wholes: dict[str, Counter] = {}
     for key, item in keyed.items():
         if entry := passes.journal.entries.get(passes.final(key, bounds)):
-            name = item.name
-            if isinstance(passes.reader, Footage):
-                name = PIECE.sub("", name)
-            counts = wholes.setdefault(name, Counter())
+            footage = isinstance(passes.reader, Footage)
+            counts = wholes.setdefault(
+                PIECE.sub("", item.name) if footage else item.name, Counter()
+            )
             counts.update({**entry["counts"], "problems": len(entry["problems"])})
-    reasons = {
-        name: gives_nothing(counts, passes.options)
-        for name, counts in wholes.items()
-        if not counts["problems"]
-    }
-    return [[name, reason] for name, reason in reasons.items() if reason]
+    for name, counts in wholes.items():
+        reason = gives_nothing(counts, passes.options)
+        if reason and not counts["problems"]:
+            yield Unreadable(name, reason)
 
 
 def _write_report(result: Result, source: Path, options: Options) -> None:

@@ -4,7 +4,7 @@ make of foreign data, as a table, warnings and a sheet of pictures. Nothing is i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -91,12 +91,11 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     left_out = [explained(source, problem) for problem in left_out]
     problems = [[problem.name, problem.reason] for problem in left_out]
     problems += [problem for one in looks for problem in one["problems"]]
-    sizes = {item.name: len(one["low"]) for item, one in zip(chosen, looks) if "low" in one}
-    odd = odd_sizes(source, sizes)
+    seen = {item.name: one for item, one in zip(chosen, looks) if one.get("frames")}
+    odd = _odd(source, seen, len(chosen) == len(items))
     problems += [[name, reason] for name, reason in odd.items()]
-    seen = [(item, one) for item, one in zip(chosen, looks) if one.get("frames")]
-    seen = [(item, one) for item, one in seen if item.name not in odd]
-    looks = [one for _, one in seen]
+    seen = {name: one for name, one in seen.items() if name not in odd}
+    looks = list(seen.values())
     rows = [
         ("source", str(source)),
         ("format", f"{reader.name}: {reader.about}"),
@@ -105,8 +104,8 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     if looks:
         rows += footage_rows(looks) if isinstance(reader, Footage) else log_rows(looks)
         rows.append(("becomes", outcome(looks, len(items) / len(chosen))))
-    reasons = [(item.name, gives_nothing(one["counts"], options)) for item, one in seen]
-    dropped = [f"{name}: {reason}" for name, reason in reasons if reason]
+    reasons = {name: gives_nothing(one["counts"], options) for name, one in seen.items()}
+    dropped = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
     rows += [("dropped", text) for text in dropped[:SHOWN]]
     rows.append(("left out", str(len(problems))))
     rows += [("", f"{name}: {reason}") for name, reason in sorted(problems)[:SHOWN]]
@@ -116,6 +115,23 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     width = max(len(name) for name, _ in rows)
     text = "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
     return text, [padded(one["pictures"], PICTURES) for one in looks]
+
+
+def _odd(source: Path, looks: Mapping[str, dict], whole: bool) -> dict[str, str]:
+    """Which items an import leaves out for the size of their actions, and why. A sample does not
+    tell which size is the most common: where it has no such the first counts. Raises UserError."""
+    sizes = {name: len(one["low"]) for name, one in looks.items() if "low" in one}
+    try:
+        return odd_sizes(source, sizes)
+    except UserError:
+        if whole:
+            raise
+    first, usual = next(iter(sizes.items()))
+    odd = {name: size for name, size in sizes.items() if size != usual}
+    return {
+        n: f"its actions have {size} numbers, those of {first} have {usual}"
+        for n, size in odd.items()
+    }
 
 
 def look_at(format: str, source: Path, items: Sequence[Item], options: Options, timeout: float):
