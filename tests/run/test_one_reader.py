@@ -15,12 +15,13 @@ ROWS = np.arange(30)
 
 
 def arrays(seed: int = 0, actions: int = 2, length: int = 30) -> dict[str, np.ndarray]:
-    """An episode of 64x64 pictures; what its row 0 holds is another's."""
+    """An episode of 64x64 pictures."""
     rng = np.random.default_rng(seed)
+    begun = np.arange(length) > 0
     return {
         "image": rng.integers(0, 256, (length, 64, 64, 3), np.uint8),
-        "action": rng.uniform(-1, 1, (length, actions)).astype(np.float32),
-        "reward": rng.uniform(size=length).astype(np.float32),
+        "action": (begun[:, None] * rng.uniform(-1, 1, (length, actions))).astype(np.float32),
+        "reward": (begun * rng.uniform(size=length)).astype(np.float32),
     }
 
 
@@ -34,7 +35,8 @@ CHANGES = {  # what is different in each of three episodes
     "is_terminal": [{"is_terminal": ROWS == i} for i in (29, 12, 40)],
     "discount": [{"discount": np.where(ROWS == 29, i, 0.9)} for i in (0, 0.0, 0.5)],
     "both": [{"discount": ROWS < 29, "is_terminal": ROWS < 0}] * 3,
-    "rows_of_one": [{"reward": np.ones((30, 1)), "is_terminal": (ROWS == 29)[:, None]}] * 3,
+    "rows_of_one": [{"reward": np.float32(ROWS > 0)[:, None], "is_terminal": (ROWS == 29)[:, None]}]
+    * 3,
     "grey": [{"image": grey(0)}, {"image": grey(1)[..., 0]}, {"image": grey(2)}],
     "channels_first": [{"image": np.moveaxis(grey(i), -1, 1)} for i in range(3)],
     "not_finite": [{}, {"reward": np.where(ROWS == 3, np.nan, 0)}, {}],
@@ -74,8 +76,6 @@ def test_the_same_in_place_and_imported(tmp_path):
         np.testing.assert_array_equal(here.arrays[key], imported.arrays[key], key)
     for left_out in (told, here.damaged):
         assert {name.removesuffix(".npz"): reason for name, reason in left_out} == LEFT_OUT
-    assert not here.arrays["action"][here.episodes.starts].any()
-    assert not here.arrays["reward"][here.episodes.starts].any()
     discount = here.arrays["discount"].reshape(-1, 30)
     assert np.isin(discount, (0, 1)).all()
     for name, rows in zip(here.episodes.names, discount, strict=True):
@@ -107,7 +107,8 @@ def test_no_most_common_size_is_refused_in_one_line(tmp_path, monkeypatch, capsy
 
 
 def test_what_an_import_would_change_is_imported(tmp_path):
-    """Pictures of other sizes, files in folders, and actions outside of -1 to 1."""
+    """Pictures of other sizes, files in folders, actions outside of -1 to 1, and those of a row
+    0, the reset's, which the import takes away."""
     source = tmp_path / "source"
     source.mkdir()
     for i in range(3):
@@ -117,6 +118,8 @@ def test_what_an_import_would_change_is_imported(tmp_path):
         {"image": np.zeros((30, 84, 84, 3), np.uint8)},
         {"image": np.zeros((30, 3, 84, 84), np.uint8)},
         {"action": 3 * arrays()["action"]},
+        {"action": np.full((30, 2), 0.5)},
+        {"reward": np.ones(30)},
     ):
         np.savez(source / "3.npz", **{**arrays(3), **change})
         assert not datasets.is_ready(source)

@@ -1,9 +1,8 @@
-"""Which axes of arrays that others wrote are which, how large they may be, and how they begin."""
+"""Which axes of arrays that others wrote are which, and how large they may be."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
 
 import numpy as np
 
@@ -47,9 +46,3 @@ def absurd(key: str, shape: tuple[int, ...], dtype: np.dtype) -> str | None:
         f"{key} is {dtype} {list(shape)}; at most {MAX_ROWS:,} rows and {MAX_BYTES:,} bytes are "
         f"read"
     )
-
-
-def begin_at_rest(arrays: MutableMapping[str, np.ndarray]) -> None:
-    """Row 0, the reset's, follows no action and has no reward, whatever was stored."""
-    for key in {"action", "reward"} & set(arrays):
-        arrays[key][:1] = 0

@@ -27,7 +27,6 @@ from veorl_tf.core import seeds
 from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.files import atomic_directory, atomic_write, require_free, sweep_leftovers
 from veorl_tf.data.episodes import KEYS, DamagedEpisode, EpisodeInfo, load_episode, scan
-from veorl_tf.data.layout import begin_at_rest
 
 FORMAT = 2
 _FILES = {
@@ -286,7 +285,6 @@ def _write_arrays(
             except DamagedEpisode as error:
                 damaged.append((info.path.name, error.reason))
             else:
-                begin_at_rest(episode)
                 for key, file in files.items():
                     file.write(np.ascontiguousarray(episode[key]).data)
                 names.append(info.path.name)

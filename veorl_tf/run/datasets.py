@@ -75,8 +75,8 @@ def open_store(config: Config, kind: str) -> FrameStore:
 
 def is_ready(source: Path) -> bool:
     """Whether a folder holds episodes that an import would not change: `.npz` files directly in it,
-    of 64x64 pictures and actions in [-1, 1]. Raises UserError for an import that is not
-    finished."""
+    of 64x64 pictures and actions in [-1, 1], none in row 0, the reset's. Raises UserError for an
+    import that is not finished."""
     if unfinished(source):
         raise UserError(f"{source}: an import that was interrupted; the same import again goes on")
     paths = list(archives(source)) if source.is_dir() else []
@@ -84,7 +84,7 @@ def is_ready(source: Path) -> bool:
         return False
     infos, _ = scan(source, "source")
     return all(info.image_shape[:2] == (64, 64) for info in infos) and not any(
-        _leaves_range(info) for info in infos
+        _would_change(info) for info in infos
     )
 
 
@@ -95,14 +95,16 @@ def _are_episodes(source: Path) -> bool:
         return False
 
 
-def _leaves_range(info: EpisodeInfo) -> bool:
-    """Whether an episode has actions that an import scales."""
+def _would_change(info: EpisodeInfo) -> bool:
+    """Whether an import scales an episode's actions, or takes a reset's action or reward away."""
     if "action" not in info.arrays:
         return False
     try:
-        return np.abs(load_episode(info.path, ("action",))["action"]).max() > 1 + TOLERANCE
+        numbers = load_episode(info.path, ("action", "reward"))
     except DamagedEpisode:
         return False
+    resets = any(array[:1].any() for array in numbers.values())
+    return resets or np.abs(numbers["action"]).max() > 1 + TOLERANCE
 
 
 def import_options(config: Config) -> Options:

@@ -21,7 +21,6 @@ import numpy as np
 from veorl_tf.core.errors import MachineError, UserError
 from veorl_tf.data.layout import MAX_BYTES as MAX_BYTES
 from veorl_tf.data.layout import MAX_PIXELS as MAX_PIXELS
-from veorl_tf.data.layout import begin_at_rest
 from veorl_tf.data.mistaken import mistaken
 
 LOOKED_AT = 16  # files of a folder that `detect` opens, at most
@@ -175,7 +174,9 @@ def aligned(arrays: Mapping[str, Any], alignment: Alignment) -> dict[str, np.nda
     for key in ("action", "reward", "success"):
         if key in arrays:
             out[key] = arrived(key, alignment.action if key == "action" else alignment.reward)
-    begin_at_rest(out)
+    for key in ("action", "reward"):
+        if key in out:
+            out[key][:1] = 0
     if "terminal" in arrays:
         out["discount"] = 1 - (arrived("terminal", alignment.terminal) > 0).astype(np.float32)
     return out
