@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from veorl_tf.core.errors import UserError
-from veorl_tf.data.episodes import SOURCE_KEYS, DamagedEpisode, load_episode, save_episode, scan
+from veorl_tf.data.episodes import (
+    SOURCE_KEYS,
+    DamagedEpisode,
+    load_episode,
+    save_episode,
+    scan,
+    stored_keys,
+)
 from veorl_tf.data.synthetic import random_episode
 
 
@@ -90,6 +97,26 @@ def test_a_source_video_needs_images_alone(tmp_path):
     # A target episode serves as a video, whatever its other arrays are.
     np.savez(tmp_path / "other.npz", image=episode()["image"], reward=np.zeros(3))
     assert len(scan(tmp_path, "source")[0]) == 2 and len(scan(tmp_path, "target")[1]) == 2
+
+
+def test_ends_and_grey_pictures_of_others(tmp_path):
+    data = {key: value for key, value in episode().items() if key in ("action", "reward")}
+    grey = np.arange(7 * 16 * 20, dtype=np.uint8).reshape(7, 16, 20)
+    rows = np.arange(7)
+    kinds = [
+        (grey, {"is_terminal": rows == 6}, 0),
+        (grey[..., None], {"discount": np.full(7, 0.9), "is_terminal": rows == 6}, 1),
+        (grey[:, None], {"discount": 0.5 * (rows < 6)}, 0),
+    ]
+    for i, (image, ends, last) in enumerate(kinds):
+        path = tmp_path / f"{i}.npz"
+        np.savez(path, image=image, is_first=rows == 0, **data, **ends)
+        read = load_episode(path)
+        np.testing.assert_array_equal(read["image"], np.repeat(grey[..., None], 3, -1))
+        assert read["discount"].tolist() == [1] * 6 + [last]
+        assert stored_keys(path) == ("image", "action", "reward", "discount")
+    infos, damaged = scan(tmp_path)
+    assert [info.image_shape for info in infos] == [(16, 20, 3)] * 3 and not damaged
 
 
 BAD = {

@@ -157,9 +157,13 @@ def test_no_episode_and_mixed_shapes(source, build, tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         build(tmp_path / "missing")
     save_episode(source, episode(5, actions=2), name="8.npz")
-    with pytest.raises(UserError, match=r"8\.npz.*2 actions.*with 4"):
+    store, _ = build(source)
+    assert store.action_size == 4 and len(store) == sum(LENGTHS)
+    assert store.damaged == [("8.npz", "its actions have 2 numbers, those of most have 4")]
+    assert len(build(source, "source")[0]) == sum(LENGTHS) + 5  # actions do not matter there
+    save_episode(source, random_episode(5, image_size=6), name="9.npz")
+    with pytest.raises(UserError, match=r"9\.npz: image \[6, 6, 3\].*\[8, 8, 3\]; an import"):
         build(source)
-    assert build(source, "source")  # actions do not matter there
 
 
 def test_too_little_disk_is_said_before_writing(source, build, monkeypatch, tmp_path):

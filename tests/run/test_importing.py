@@ -117,6 +117,36 @@ def test_what_cannot_be_read_is_reported(videos, tmp_path, capfd):
     assert "zero.avi: empty file" in printed and "Traceback" not in printed
 
 
+def test_a_video_that_gives_no_clip_is_named(tmp_path, capfd):
+    """Too short, or without movement; not where another part of it, or of its list, gives one."""
+    source, out = tmp_path / "source", str(tmp_path / "out")
+    write_video(source / "long.mp4", 40)
+    write_video(source / "short.mp4", 12)
+    with av.open(str(source / "still.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for _ in range(40):
+            picture = np.full((48, 64, 3), 90, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    for _ in range(2):  # the second time nothing is new
+        assert main(["import", str(source), out]) == 3
+        lines = capfd.readouterr().out.splitlines()
+        lines = [line for line in lines if line.startswith("left out: ")]
+        assert len(lines) == 2
+        assert lines[0].startswith("left out: short.mp4: gives no episode: 12 frames left out in")
+        assert lines[1].startswith("left out: still.mp4: gives no episode: 39 frames without move")
+        assert "--shortest 26" in lines[0] and "--still 0.001" in lines[1]
+    assert main(["import", str(source), str(tmp_path / "strict"), "--strict"]) == 2
+    assert "short.mp4: gives no episode: 12 frames" in capfd.readouterr().err
+    clips = [{"id": "long", "begin": 0, "end": 3}, {"id": "long", "begin": 3, "end": 3.5}]
+    clips += [{"id": "short", "begin": 0, "end": 1}, {"id": "short", "begin": 0, "end": 0.8}]
+    (source / "clips.json").write_text(json.dumps(clips))
+    assert main(["import", str(source / "clips.json"), str(tmp_path / "parts")]) == 3
+    left_out = json.loads((tmp_path / "parts" / "import.json").read_text())["left_out"]
+    assert [name for name, _ in left_out] == ["short.mp4"] and "18 frames" in left_out[0][1]
+
+
 def test_strict_refuses_what_was_left_out_before(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     write_video(source / "a.mp4")
@@ -151,6 +181,10 @@ def test_what_else_lies_there_is_told(videos, tmp_path):
         "2 files of another format; --format images imports these": "source",
         "1 files of another format; --format episodes imports these": "source",
     }
+    (source / "shard.hdf5").write_text("version https://git-lfs.github.com/spec/v1\n")
+    told = import_source(source, tmp_path / "out", OPTIONS).skipped
+    assert ["shard.hdf5", "a Git LFS pointer: fetch the file with `git lfs pull`"] in told
+    assert len(told) == 3
 
 
 def test_training_refuses_an_unfinished_import(videos, tmp_path):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from veorl_tf.__main__ import main
 from veorl_tf.data.episodes import save_episode
+from veorl_tf.data.synthetic import random_episode
 from veorl_tf.run.inspecting import warnings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "importers"))
@@ -110,20 +111,60 @@ def test_logs_that_warn():
 
 
 @pytest.mark.parametrize(
-    "argv, words",
+    "argv, words, code",
     [
-        (["nowhere"], ["nowhere", "no such file or folder"]),
-        (["empty"], ["empty", "none of the known formats"]),
-        (["bad"], ["bad", "nothing in it can be read"]),
-        (["bad", "--format", "vidoe"], ["--format vidoe"]),
+        (["nowhere"], ["nowhere", "no such file or folder"], 2),
+        (["empty"], ["empty", "none of the known formats"], 2),
+        (["bad"], ["bad", "nothing in it can be read"], 3),
+        (["bad", "--format", "vidoe"], ["--format vidoe"], 2),
     ],
 )
-def test_refused(argv, words, tmp_path, monkeypatch, capfd):
+def test_refused(argv, words, code, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.mp4").write_text("no video")
-    assert main(["inspect", *argv]) == 2
+    assert main(["inspect", *argv]) == code
     lines = capfd.readouterr().err.strip().splitlines()
     error = [line for line in lines if line.startswith("error: ")]
     assert len(error) == 1 and all(word in error[0] for word in words), lines
+
+
+@pytest.mark.parametrize("size", [64, 84])
+def test_nothing_that_can_be_read_is_code_3_as_of_an_import(size, tmp_path, monkeypatch, capfd):
+    """In place and foreign: the table says what is wrong with which file."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        arrays = random_episode(30, i, image_size=size)
+        np.savez(put_folder("source") / f"{i}.npz", **{**arrays, "reward": np.full(30, np.nan)})
+    assert main(["import", "source", "out"]) == 3 and main(["inspect", "source"]) == 3
+    printed = capfd.readouterr()
+    for i in range(2):
+        words = f"{i}.npz: reward holds a number that is not finite, in row 0"
+        assert printed.out.count(words) == 2  # the import's and the table's
+    (error,) = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert "source: no" in error and not Path("contact-sheet.png").exists()
+    np.savez("source/9.npz", **random_episode(30, 9, image_size=size))
+    assert main(["import", "source", "out"]) == 3 and main(["inspect", "source"]) == 0
+
+
+def put_folder(name: str) -> Path:
+    Path(name).mkdir(exist_ok=True)
+    return Path(name)
+
+
+def test_what_an_import_drops(inspected, tmp_path, capfd):
+    """Episodes of another size of action, and items that give nothing."""
+    source = put_folder(tmp_path / "logs")
+    for i, (size, length) in enumerate(((2, 30), (3, 30), (2, 30), (2, 12))):
+        np.savez(source / f"{i}.npz", **random_episode(length, i, size, image_size=84))
+    printed = inspected(source)
+    assert "becomes   2 episodes of 60 frames, 12 frames left out" in printed
+    assert "action    2 numbers: " in printed and "left out  1" in printed
+    assert "1: its actions have 3 numbers, those of most have 2" in printed
+    assert "dropped   3: gives no episode: 12 frames left out in stretches that are too" in printed
+    assert main(["import", str(source), str(tmp_path / "out")]) == 3
+    printed = capfd.readouterr().out
+    assert "2 episodes of 60 frames from 3 items" in printed
+    assert "left out: 1: its actions have 3 numbers, those of most have 2" in printed
+    assert "left out: 3: gives no episode: 12 frames left out in stretches" in printed

@@ -59,9 +59,11 @@ def npz_headers(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]
     """
     headers = {}
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if not name.endswith(".npy"):
-                continue
+        for info in archive.infolist():
+            name = info.filename
+            # A damaged length makes of the entries that follow a part of this one.
+            if not name.endswith(".npy") or b"PK" in info.extra + info.comment:
+                raise ValueError(f"its list of arrays is damaged at {name!r}")
             with archive.open(name) as member:
                 version = np.lib.format.read_magic(member)
                 if version == (1, 0):

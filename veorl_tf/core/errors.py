@@ -20,6 +20,12 @@ class UserError(Exception):
     exit_code = 2
 
 
+class AllLeftOut(UserError):
+    """Nothing of what was given can be used: the message says in one line what it was."""
+
+    exit_code = 3
+
+
 class MachineError(Exception):
     """The environment or the disk is at fault: the message says in one line what is missing."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,12 +24,15 @@ import numpy as np
 from veorl_tf.core.arrays import READ_ERRORS, npz_headers, write_npz
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
+from veorl_tf.data.layout import MAX_PIXELS, absurd, channels, picture_size, rgb
+from veorl_tf.data.mistaken import mistaken
 
 SOURCE_KEYS = ("image",)
 TARGET_KEYS = ("image", "action", "reward", "discount", "success")
 KEYS = {"source": SOURCE_KEYS, "target": TARGET_KEYS}
 # Filled when a file lacks them: no true terminal (Meta-World never has one), success not recorded.
 OPTIONAL = {"discount": 1.0, "success": 0.0}
+ENDS = "is_terminal"  # true where an episode ended for good: read where `discount` lacks
 
 
 class DamagedEpisode(UserError):
@@ -53,7 +57,8 @@ class EpisodeInfo:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.arrays["image"][0][1:])
+        """As pictures are read: RGB."""
+        return (*picture_size(self.arrays["image"][0]), 3)
 
     @property
     def action_size(self) -> int:
@@ -109,10 +114,11 @@ def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[st
     """Read the named keys of an episode.
 
     Args:
-        keys: TARGET_KEYS, SOURCE_KEYS or some of them. Missing discounts become 1, missing
-            successes 0.
+        keys: TARGET_KEYS, SOURCE_KEYS or some of them. Missing discounts become 1, or 0 where
+            `is_terminal` says so, missing successes 0.
     Returns:
-        image uint8 [n, H, W, 3], action float32 [n, A], reward, discount, success float32 [n].
+        image uint8 [n, H, W, 3], also of grey pictures; action float32 [n, A], reward, success
+        float32 [n]; discount float32 [n], 0 or 1.
     Raises:
         DamagedEpisode: not an archive, cut, an array of objects, a missing key, a wrong shape or
             type, or a number that is not finite.
@@ -125,9 +131,12 @@ def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[st
     try:
         with np.load(path, allow_pickle=False) as archive:
             for key in keys:
-                if key in archive.files:
-                    array = archive[key]
-                    episode[key] = array if key == "image" else array.astype(np.float32, copy=False)
+                stored = ENDS if key == "discount" and key not in archive.files else key
+                if stored in archive.files:
+                    array = archive[stored]
+                    episode[key] = rgb(array) if key == "image" else _float32(array)
+                    if stored == ENDS:
+                        episode[key] = 1 - episode[key]
                 else:
                     episode[key] = np.full(length, OPTIONAL[key], np.float32)
     except READ_ERRORS as error:
@@ -138,7 +147,19 @@ def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[st
         if key != "image" and not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise DamagedEpisode(path, f"{key} holds a number that is not finite, in row {row}")
+    if "discount" in episode:
+        episode["discount"] = np.float32(episode["discount"] > 0)
     return episode
+
+
+def stored_keys(path: str | Path) -> tuple[str, ...]:
+    """Those of TARGET_KEYS that a file stores, where it has actions, else SOURCE_KEYS. Raises
+    DamagedEpisode."""
+    headers = _headers(Path(path))
+    if "action" not in headers:
+        return SOURCE_KEYS
+    known = {*headers, *(["discount"] if ENDS in headers else [])}
+    return tuple(key for key in TARGET_KEYS if key in known or key not in OPTIONAL)
 
 
 def scan(
@@ -158,7 +179,7 @@ def scan(
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory of episodes")
     episodes, damaged = [], []
-    for path in sorted(directory.glob("*.npz")):
+    for path in sorted(path for path in directory.glob("*.npz") if path.name[0] != "."):
         try:
             status = os.stat(path)
             headers = _headers(path)
@@ -167,7 +188,46 @@ def scan(
             damaged.append(error)
         else:
             episodes.append(EpisodeInfo(path, length, headers, status.st_size, status.st_mtime_ns))
+    if kind == "target":
+        episodes, odd = _of_usual_actions(directory, episodes)
+        damaged += odd
     return episodes, damaged
+
+
+def odd_sizes(where: Path, sizes: Mapping[str, int]) -> dict[str, str]:
+    """By name why episodes are left out whose actions have another size than most have.
+
+    Args:
+        sizes: of actions, by the episodes' names.
+    Raises:
+        UserError: no size is more common than all others.
+    """
+    counts = Counter(sizes.values()).most_common(2)
+    if len(counts) == 2 and counts[0][1] == counts[1][1]:
+        both = " and ".join(str(size) for size, _ in sorted(counts))
+        raise UserError(
+            f"{where}: {counts[0][1]} episodes each have actions of {both} numbers; put them in "
+            f"folders of their own"
+        )
+    usual = counts[0][0] if counts else 0
+    return {
+        name: f"its actions have {size} numbers, those of most have {usual}"
+        for name, size in sizes.items()
+        if size != usual
+    }
+
+
+def _of_usual_actions(
+    directory: Path, episodes: list[EpisodeInfo]
+) -> tuple[list[EpisodeInfo], list[DamagedEpisode]]:
+    sizes = {info.path.name: info.action_size for info in episodes}
+    reasons = odd_sizes(directory, sizes)
+    odd = [DamagedEpisode(directory / name, reason) for name, reason in reasons.items()]
+    return [info for info in episodes if info.path.name not in reasons], odd
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32, copy=False)
 
 
 def _stored(array: np.ndarray) -> np.ndarray:
@@ -182,12 +242,7 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     try:
         return npz_headers(path)
     except READ_ERRORS as error:
-        reason = (
-            "empty file"
-            if path.exists() and not path.stat().st_size
-            else f"no whole npz archive ({error})"
-        )
-        raise DamagedEpisode(path, reason) from None
+        raise DamagedEpisode(path, mistaken(path) or f"no whole npz archive ({error})") from None
 
 
 def _check_headers(
@@ -200,26 +255,29 @@ def _check_headers(
                 path, f"key {key!r} is missing; found: {', '.join(headers) or 'nothing'}"
             )
     length = headers["image"][0][0] if headers["image"][0] else 0
-    for key in KEYS[kind]:
-        if key not in headers:
-            continue
-        shape, dtype = headers[key]
-        if dtype.hasobject:
-            raise DamagedEpisode(
-                path, f"{key} holds pickled Python objects, which are never read; numbers expected"
-            )
-        if key == "image":
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-                raise DamagedEpisode(
-                    path, f"image is {dtype} {list(shape)}; uint8 [n, H, W, 3] expected"
-                )
-            continue
-        if dtype.kind not in "fiub":
-            raise DamagedEpisode(path, f"{key} is {dtype}; numbers expected")
+    ends = (ENDS,) if kind == "target" and "discount" not in headers else ()
+    for key in (*KEYS[kind], *ends):
+        if key in headers:
+            if reason := _wrong(key, *headers[key], length):
+                raise DamagedEpisode(path, reason)
+    return length
+
+
+def _wrong(key: str, shape: tuple[int, ...], dtype: np.dtype, length: int) -> str | None:
+    """What is wrong with an array of an episode of `length` frames."""
+    if dtype.hasobject:
+        return f"{key} holds pickled Python objects, which are never read; numbers expected"
+    if key == "image":
+        if dtype != np.uint8 or not channels(shape) or 0 in shape:
+            return f"image is {dtype} {list(shape)}; uint8 [n, H, W, 3], or grey, expected"
+        height, width = picture_size(shape)
+        if height * width > MAX_PIXELS:
+            return f"{width}x{height} pixels; at most {MAX_PIXELS:,} are read"
+    elif dtype.kind not in "fiub":
+        return f"{key} is {dtype}; numbers expected"
+    else:
         good = len(shape) == 2 and shape[1] > 0 if key == "action" else shape[1:] in ((), (1,))
         if not good or shape[0] != length:
             expected = f"[{length}, A]" if key == "action" else f"[{length}]"
-            raise DamagedEpisode(
-                path, f"{key} is {list(shape)}; {expected} expected for {length} frames"
-            )
-    return length
+            return f"{key} is {list(shape)}; {expected} expected for {length} frames"
+    return absurd(key, shape, dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -68,17 +69,21 @@ def contact_pictures(path: str | Path, episodes: int, columns: int) -> list[np.n
 
     Raises UserError when no episode can be read.
     """
-    _, infos, damaged = _look(path)
+    kind, infos, damaged = _look(path)
     shape = Counter(info.image_shape for info in infos).most_common(1)[0][0] if infos else None
     infos = [info for info in infos if info.image_shape == shape]
-    frames = []
-    for info in spaced(infos, episodes):
-        try:
-            image = load_episode(info.path, KEYS["source"])["image"]
-        except DamagedEpisode as error:
-            damaged.append(error)
-        else:
-            frames.append(np.stack(spaced(image, columns)))
+
+    def pictures(chosen: Sequence[EpisodeInfo]) -> Iterator[np.ndarray]:
+        for info in chosen:
+            try:
+                image = load_episode(info.path, KEYS[kind])["image"]
+            except DamagedEpisode as error:
+                damaged.append(error)
+            else:
+                yield np.stack(spaced(image, columns))
+
+    # Where all of those are damaged, any one will do.
+    frames = list(pictures(spaced(infos, episodes))) or list(islice(pictures(infos), 1))
     if not frames:
         raise UserError(f"no episode can be read: {damaged[0]}")
     return frames
@@ -144,12 +149,9 @@ def _number_rows(
         ),
         ("reward", f"{numbers[:, 2].min():.4g} to {numbers[:, 3].max():.4g}"),
     ]
-    for size in sorted({len(low) for low, _ in bounds}):
-        low = np.min([low for low, _ in bounds if len(low) == size], 0)
-        high = np.max([high for _, high in bounds if len(high) == size], 0)
-        text = ", ".join(f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True))
-        rows.append(("action", f"{size} numbers: {text}"))
-    return rows
+    low, high = np.min([low for low, _ in bounds], 0), np.max([high for _, high in bounds], 0)
+    text = ", ".join(f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True))
+    return [*rows, ("action", f"{len(low)} numbers: {text}")]
 
 
 def spread(values: np.ndarray, form: str) -> str:

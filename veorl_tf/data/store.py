@@ -36,7 +36,7 @@ from veorl_tf.core.files import (
 )
 from veorl_tf.data.episodes import KEYS, DamagedEpisode, EpisodeInfo, load_episode, scan
 
-FORMAT = 1
+FORMAT = 2
 _FILES = {
     "image": "image.u8",
     "action": "action.f32",
@@ -103,7 +103,8 @@ class FrameStore:
             kind: 'target' (images, actions, rewards) or 'source' (images alone).
             progress: called as (files done, files in all) while building.
         Raises:
-            UserError: no such directory, no readable episode, or episodes of different shapes.
+            UserError: no such directory, no readable episode, pictures of different shapes, or
+                no size of actions that most episodes have.
             MachineError: too little disk, naming the bytes.
         """
         source = Path(source).absolute()
@@ -238,7 +239,7 @@ def _build(
     if not infos:
         first = f"; the first of {len(damaged)} damaged files: {damaged[0]}" if damaged else ""
         raise UserError(f"{source}: no {kind} episode (*.npz) that can be read{first}")
-    _check_shapes(infos, kind)
+    _check_pictures(infos)
     shapes = {
         "image": infos[0].image_shape,
         "action": (infos[0].action_size,),
@@ -301,19 +302,14 @@ def _write_arrays(
     return names, lengths, damaged
 
 
-def _check_shapes(infos: Sequence[EpisodeInfo], kind: str) -> None:
-    """One store has one image size and one action size."""
-
-    def shape(info: EpisodeInfo) -> tuple:
-        return info.image_shape, info.action_size if kind == "target" else 0
-
-    counts = Counter(map(shape, infos))
-    usual = counts.most_common(1)[0][0]
-    odd = next((info for info in infos if shape(info) != usual), None)
+def _check_pictures(infos: Sequence[EpisodeInfo]) -> None:
+    """One store has pictures of one size; `scan` sees to the actions."""
+    usual = Counter(info.image_shape for info in infos).most_common(1)[0][0]
+    odd = next((info for info in infos if info.image_shape != usual), None)
     if odd:
         raise UserError(
-            f"{odd.path}: image {list(odd.image_shape)} with {odd.action_size} actions among "
-            f"episodes of {list(usual[0])} with {usual[1]}; a directory holds one shape"
+            f"{odd.path}: image {list(odd.image_shape)} among episodes of {list(usual)}; an import "
+            f"gives them one size"
         )
 
 

@@ -11,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from veorl_tf.core.arrays import READ_ERRORS, npz_headers
 from veorl_tf.core.config import Config
 from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.files import shortened
 from veorl_tf.core.places import expanded
 from veorl_tf.core.progress import progress
+from veorl_tf.data.episodes import DamagedEpisode, EpisodeInfo, load_episode, scan
 from veorl_tf.data.importers.base import Options
 from veorl_tf.data.importers.journal import action_scale, unfinished
+from veorl_tf.data.importers.npz import archives
 from veorl_tf.data.importers.registry import find, formats
 from veorl_tf.data.store import FrameStore
 from veorl_tf.run.collect import Recipe, make_dataset, source_recipe, target_recipe
 from veorl_tf.run.import_flags import options_of
+from veorl_tf.run.import_passes import TOLERANCE
 from veorl_tf.run.importing import import_source
 from veorl_tf.run.simulators import env_options
 
@@ -76,18 +78,37 @@ def open_store(config: Config, kind: str) -> FrameStore:
 
 
 def is_ready(source: Path) -> bool:
-    """Whether a folder holds episodes that need no import: `.npz` files of 64x64 pictures. Raises
-    UserError for an import that is not finished."""
+    """Whether a folder holds episodes that an import would not change: `.npz` files directly in it,
+    of 64x64 pictures and actions in [-1, 1], none in row 0, the reset's. Raises UserError for an
+    import that is not finished."""
     if unfinished(source):
         raise UserError(f"{source}: an import that was interrupted; the same import again goes on")
-    paths = sorted(source.glob("*.npz")) if source.is_dir() else []
-    for path in paths:
-        try:
-            shape = npz_headers(path)["image"][0]
-        except READ_ERRORS:
-            continue
-        return shape[1:3] == (64, 64) and find(source).name == "episodes"
-    return bool(paths)
+    paths = list(archives(source)) if source.is_dir() else []
+    if not paths or any(path.parent != source for path in paths) or not _are_episodes(source):
+        return False
+    infos, _ = scan(source, "source")
+    return all(info.image_shape[:2] == (64, 64) for info in infos) and not any(
+        _would_change(info) for info in infos
+    )
+
+
+def _are_episodes(source: Path) -> bool:
+    try:
+        return find(source).name == "episodes"
+    except UserError:
+        return False
+
+
+def _would_change(info: EpisodeInfo) -> bool:
+    """Whether an import scales an episode's actions, or takes a reset's action or reward away."""
+    if "action" not in info.arrays:
+        return False
+    try:
+        numbers = load_episode(info.path, ("action", "reward"))
+    except DamagedEpisode:
+        return False
+    resets = any(array[:1].any() for array in numbers.values())
+    return resets or np.abs(numbers["action"]).max() > 1 + TOLERANCE
 
 
 def import_options(config: Config) -> Options:
@@ -130,6 +151,11 @@ def action_space(config: Config, store: FrameStore | None = None):
 
     if store is None:
         return ActionSpace(config.action.size, config.action.discrete)
+    if not config.action.discrete and _are_one_hot(store):
+        raise UserError(
+            f"{store.source}: actions are one-hot, each one of {store.action_size}: --task none "
+            f"--action.discrete true learns from them"
+        )
     if store.action_size != config.action.size and config.task == "none":
         return ActionSpace(store.action_size, config.action.discrete)
     if store.action_size != config.action.size:
@@ -138,6 +164,18 @@ def action_space(config: Config, store: FrameStore | None = None):
             f"--action.size is {config.action.size}"
         )
     return ActionSpace(config.action.size, config.action.discrete)
+
+
+def _are_one_hot(store: FrameStore, classes: int = 2) -> bool:
+    """Whether each action, but for the resets', is one-hot, and at least so many classes occur."""
+    action = store.arrays["action"]
+    if not np.isin(action[:1000], (0, 1)).all():
+        return False
+    action = np.asarray(action)
+    sums = action.sum(-1)
+    sums[store.episodes.starts] = 1
+    one_hot = np.isin(action, (0, 1)).all() and (sums == 1).all()
+    return bool(one_hot) and int(action.any(0).sum()) >= classes
 
 
 def action_bounds(store: FrameStore) -> dict[str, list[float]]:
@@ -154,10 +192,7 @@ def check_actions(store: FrameStore, bounds: dict[str, list[float]], space) -> N
     can do."""
     low, high = min(bounds["low"]), max(bounds["high"])
     if space.discrete:
-        action = np.asarray(store.arrays["action"])
-        sums = action.sum(-1)
-        sums[store.episodes.starts] = 1
-        if not (np.isin(action, (0, 1)).all() and (sums == 1).all()):
+        if not _are_one_hot(store, classes=1):
             raise UserError(
                 f"{store.source}: --action.discrete wants one-hot actions, but these are not"
             )

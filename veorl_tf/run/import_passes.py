@@ -23,10 +23,12 @@ import numpy as np
 from veorl_tf.core import errors
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.progress import progress
+from veorl_tf.data.episodes import odd_sizes
 from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, inside
 from veorl_tf.data.importers.journal import Journal
 
-FORMAT = 1  # of what an import writes; part of every key
+FORMAT = 2  # of what an import writes; part of every key
+TOLERANCE = 1e-3  # by which actions may leave [-1, 1] unscaled
 LARGE = 32 << 20  # bytes of footage that is worth splitting
 WORK = "veorl_tf.data.importers.work"
 
@@ -63,9 +65,11 @@ class Passes:
             return 0
 
     def keys(self, items: Sequence[Item], leave_out) -> dict[str, Item]:
-        """Items by a hash of their contents; of equal ones the first."""
+        """Items by a hash of their contents. Of equal footage the first; equal episodes of a log
+        are as many as they are where training reads them in place."""
         digests: dict[str, str] = {}
         keyed: dict[str, Item] = {}
+        copies: Counter = Counter()
         with progress(len(items), 0, f"looking through {self.source.name}", "items") as bar:
             for item in items:
                 try:
@@ -82,7 +86,11 @@ class Passes:
                         [digests[name] for name in item.files],
                         dict(item.spec),
                     ]
-                    keyed.setdefault(_hash(made_of), item)
+                    key = _hash(made_of)
+                    copies[key] += 1
+                    if copies[key] > 1 and not isinstance(self.reader, Footage):
+                        key = _hash([made_of, copies[key]])
+                    keyed.setdefault(key, item)
                 bar.update()
         return keyed
 
@@ -114,11 +122,8 @@ class Passes:
                 del keyed[key]
             elif low_high := range_.get("stored") or range_.get("measured"):
                 sizes[key] = len(low_high[0])
-        usual = max(Counter(sizes.values()).items(), key=lambda x: x[1])[0] if sizes else 0
-        for key, size in sizes.items():
-            if size != usual:
-                reason = f"its actions have {size} numbers, those of most have {usual}"
-                leave_out(Unreadable(keyed.pop(key).name, reason))
+        for key, reason in odd_sizes(self.source, sizes).items():
+            leave_out(Unreadable(keyed.pop(key).name, reason))
         ranges = [self.journal.measured[key] for key in keyed]
         stored = [r["stored"] for r in ranges if r.get("stored")]
         measured = [r["measured"] for r in ranges if r.get("measured")]
@@ -131,7 +136,7 @@ class Passes:
             return None
         low = np.min([low for low, _ in measured], 0)
         high = np.max([high for _, high in measured], 0)
-        if max(-low.min(), high.max()) <= 1 + 1e-3:
+        if max(-low.min(), high.max()) <= 1 + TOLERANCE:
             return None
         return [low.tolist(), high.tolist()]
 

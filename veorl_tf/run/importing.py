@@ -8,7 +8,9 @@ the end OUT/import.json says what was done.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,13 +22,14 @@ from veorl_tf.core.hardware import cores
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.lock import locked
 from veorl_tf.core.places import expanded, named_folder
-from veorl_tf.data.importers.base import Footage, Options, Reader, Unreadable
+from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, with_cause
 from veorl_tf.data.importers.journal import LOCK, REPORT, Journal
 from veorl_tf.data.importers.registry import beside, find
 from veorl_tf.run.import_flags import IMPORT, IMPORT_HELP, options_of
 from veorl_tf.run.import_passes import Passes
 
 SKIPPED = 3  # exit code: something was left out
+PIECE = re.compile(r"#\d{4,}$")  # of names of footage that was split, or listed as clips
 NOTES = {
     "cuts": "scene changes",
     "still": "frames without movement left out",
@@ -58,6 +61,19 @@ def import_(argv: Sequence[str]) -> int:
     )
     print(result.text())
     return 0 if result.counts["clips"] and not result.skipped else SKIPPED
+
+
+def gives_nothing(counts: Mapping[str, int], options: Options) -> str | None:
+    """Why nothing of an item was imported, though all of it could be read; None if something was.
+
+    Args:
+        counts: as `clips.Counts`.
+    """
+    if counts["clips"]:
+        return None
+    why = [f"{counts[key]:,} {what}" for key, what in NOTES.items() if counts[key]]
+    flags = f"--shortest {options.shortest}" + f", --still {options.still}" * bool(counts["still"])
+    return f"gives no episode: {', '.join(why) or 'no frames'} ({flags})"
 
 
 @dataclass
@@ -129,6 +145,7 @@ def _import(
     result = Result(out, reader.name)
 
     def leave_out(problem: Unreadable) -> None:
+        problem = with_cause(source, problem)
         if strict:
             raise UserError(f"{source}: {problem.name}: {problem.reason}")
         result.skipped.append([problem.name, problem.reason])
@@ -151,6 +168,8 @@ def _import(
     entries = [journal.entries[key] for key in final if key in journal.entries]
     result.items = len(entries)
     result.skipped += [problem for entry in entries for problem in entry["problems"]]
+    for problem in _without_episodes(keyed, passes, result.bounds):
+        leave_out(problem)
     result.skipped.sort()
     result.numbers = any(entry["numbers"] for entry in entries)
     names = ("frames", "clips", "kept", "still", "short", "cuts")
@@ -159,6 +178,23 @@ def _import(
         result.removed = journal.keep(set(final))
     _write_report(result, source, options)
     return result
+
+
+def _without_episodes(keyed: Mapping[str, Item], passes: Passes, bounds) -> Iterator[Unreadable]:
+    """Items, all pieces of one together, that gave nothing and of which nothing is told; with the
+    reason."""
+    wholes: dict[str, Counter] = {}
+    for key, item in keyed.items():
+        if entry := passes.journal.entries.get(passes.final(key, bounds)):
+            footage = isinstance(passes.reader, Footage)
+            counts = wholes.setdefault(
+                PIECE.sub("", item.name) if footage else item.name, Counter()
+            )
+            counts.update({**entry["counts"], "problems": len(entry["problems"])})
+    for name, counts in wholes.items():
+        reason = gives_nothing(counts, passes.options)
+        if reason and not counts["problems"]:
+            yield Unreadable(name, reason)
 
 
 def _write_report(result: Result, source: Path, options: Options) -> None:

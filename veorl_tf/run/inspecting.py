@@ -4,25 +4,26 @@ make of foreign data, as a table, warnings and a sheet of pictures. Nothing is i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import UserError
+from veorl_tf.core.errors import AllLeftOut, UserError
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.media import grid, write_png
 from veorl_tf.core.places import expanded, named_folder
-from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable
+from veorl_tf.data.episodes import odd_sizes
+from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable, with_cause
 from veorl_tf.data.importers.registry import find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
 from veorl_tf.run.datasets import is_ready
 from veorl_tf.run.import_flags import IMPORT, IMPORT_HELP, options_of
 from veorl_tf.run.import_passes import in_workers
-from veorl_tf.run.importing import NOTES
+from veorl_tf.run.importing import NOTES, gives_nothing
 
 PICTURES = 10  # of every item on the sheet
 ROWS = 8  # of the sheet
@@ -45,7 +46,8 @@ INSPECT_HELP = {
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """`inspect SOURCE`: a table of what it holds, and a contact sheet."""
+    """`inspect SOURCE`: a table of what it holds, and a contact sheet. Exit code 3, as that of an
+    import, if nothing can be read."""
     given, options = parse_options(
         argv,
         Config(INSPECT),
@@ -59,18 +61,26 @@ def inspect(argv: Sequence[str]) -> int:
     sheet = expanded("--sheet", options.sheet or "contact-sheet.png")
     named_folder("--sheet", str(sheet.parent))
     if options.format == "auto" and is_ready(source):
-        table, pictures = inspect_directory(source), pictures_of(source)
+        print(inspect_directory(source))
+        pictures = _pictures_here(source)
     else:
         table, pictures = look(source, options)
-    print(table)
+        print(table)
     if not pictures:
-        raise UserError(f"{source}: nothing in it can be read")
+        raise AllLeftOut(f"{source}: nothing in it can be read")
     if options.reference:
         for line in compare(pictures, expanded("--reference", options.reference)):
             print(f"warning: {line}")
     write_png(sheet, grid(np.concatenate(spaced(pictures, ROWS)), PICTURES))
     print(f"contact sheet: {sheet}")
     return 0
+
+
+def _pictures_here(source: Path) -> list[np.ndarray]:
+    try:
+        return pictures_of(source)
+    except UserError as error:
+        raise AllLeftOut(f"{source}: {error}") from None
 
 
 def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
@@ -80,9 +90,14 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     items = list(reader.items(source.absolute(), options, left_out.append))
     chosen = spaced(items, flags.sample or len(items))
     looks = look_at(reader.name, source.absolute(), chosen, options, flags.timeout)
+    left_out = [with_cause(source, problem) for problem in left_out]
     problems = [[problem.name, problem.reason] for problem in left_out]
     problems += [problem for one in looks for problem in one["problems"]]
-    looks = [one for one in looks if one.get("frames")]
+    seen = {item.name: one for item, one in zip(chosen, looks) if one.get("frames")}
+    odd = _odd(source, seen, len(chosen) == len(items))
+    problems += [[name, reason] for name, reason in odd.items()]
+    seen = {name: one for name, one in seen.items() if name not in odd}
+    looks = list(seen.values())
     rows = [
         ("source", str(source)),
         ("format", f"{reader.name}: {reader.about}"),
@@ -91,6 +106,9 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     if looks:
         rows += footage_rows(looks) if isinstance(reader, Footage) else log_rows(looks)
         rows.append(("becomes", outcome(looks, len(items) / len(chosen))))
+    reasons = {name: gives_nothing(one["counts"], options) for name, one in seen.items()}
+    dropped = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
+    rows += [("dropped", text) for text in dropped[:SHOWN]]
     rows.append(("left out", str(len(problems))))
     rows += [("", f"{name}: {reason}") for name, reason in sorted(problems)[:SHOWN]]
     if len(problems) > SHOWN:
@@ -99,6 +117,23 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     width = max(len(name) for name, _ in rows)
     text = "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
     return text, [padded(one["pictures"], PICTURES) for one in looks]
+
+
+def _odd(source: Path, looks: Mapping[str, dict], whole: bool) -> dict[str, str]:
+    """Which items an import leaves out for the size of their actions, and why. A sample does not
+    tell which size is the most common: where it has no such the first counts. Raises UserError."""
+    sizes = {name: len(one["low"]) for name, one in looks.items() if "low" in one}
+    try:
+        return odd_sizes(source, sizes)
+    except UserError:
+        if whole:
+            raise
+    first, usual = next(iter(sizes.items()))
+    odd = {name: size for name, size in sizes.items() if size != usual}
+    return {
+        n: f"its actions have {size} numbers, those of {first} have {usual}"
+        for n, size in odd.items()
+    }
 
 
 def look_at(format: str, source: Path, items: Sequence[Item], options: Options, timeout: float):

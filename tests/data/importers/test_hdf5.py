@@ -320,6 +320,27 @@ def test_small_pictures_are_arrays(minari_set):
     assert MINARI.episode(source, items[0], OPTIONS)["image"].shape == (5, 8, 8, 3)
 
 
+def test_grey_pictures_without_channels(minari_set):
+    """As Atari's have it: [n, H, W]. Beside pictures with channels such an array is a mask."""
+    source = minari_set("small-v0", size=16, jpeg=False)
+    with h5py.File(source / "data" / "main_data.hdf5", "r+") as file:
+        for group in file.values():
+            coloured = group["observations"][:]
+            del group["observations"]
+            group["observations/seen"] = coloured[..., 0]
+    (item, _), _ = listed(MINARI, source)
+    image = MINARI.episode(source, item, OPTIONS)["image"]
+    np.testing.assert_array_equal(image, np.repeat(image[..., :1], 3, -1))
+    assert image.shape == (5, 16, 16, 3)
+    with h5py.File(source / "data" / "main_data.hdf5", "r+") as file:
+        for group in file.values():
+            shape = (*group["observations/seen"].shape, 3)
+            group["observations/camera"] = np.zeros(shape, np.uint8)
+    assert listed(MINARI, source)[0][0].spec["image"] == "observations/camera"
+    options = Options(image_key="seen")
+    assert listed(MINARI, source, options)[0][0].spec["image"] == "observations/seen"
+
+
 def test_where_a_source_may_point(minari_set):
     source = minari_set("toy-v0")
     minari_set("space/other-v2")
@@ -390,8 +411,12 @@ def test_action_of_a_dict(minari_set):
         arrays = MINARI.episode(source, listed(MINARI, source, options)[0][0], options)
         assert arrays["action"].shape == (4, size) and ("bounds" in arrays) == bounded
     np.testing.assert_array_equal(arrays["action"][:, 2:], [[0, 0, 1]] * 4)
-    with pytest.raises(Unreadable, match="no array"):
-        MINARI.episode(source, listed(MINARI, source)[0][0], OPTIONS)
+    (item, _), _ = listed(MINARI, source)
+    words = "no array but has parts; name one with --action_key: arm, grip"
+    with pytest.raises(Unreadable, match=words):
+        MINARI.episode(source, item, OPTIONS)
+    with pytest.raises(UserError, match=words):
+        MINARI.numbers(source, item, OPTIONS)
     with pytest.raises(UserError, match="no space of actions leg"):
         listed(MINARI, source, Options(action_key="leg"))
 

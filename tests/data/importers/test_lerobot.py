@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ from veorl_tf.core.errors import UserError
 from veorl_tf.data.importers import parquet
 from veorl_tf.data.importers.base import Frame, Item, Options, Unreadable, aligned
 from veorl_tf.data.importers.lerobot import LeRobot, nearest
+from veorl_tf.data.importers.work import import_item
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -424,6 +426,152 @@ def test_lists_of_fixed_size_and_scalars(tmp_path):
     arrays, _ = read(tmp_path, item)
     np.testing.assert_array_equal(arrays["action"][:, 0], world.action)
     np.testing.assert_array_equal(arrays["reward"], 1)
+
+
+LISTS = {
+    "list": pa.list_,
+    "large_list": pa.large_list,
+    "fixed_size_list": lambda kind: pa.list_(kind, 1),
+    "list_view": pa.list_view,
+    "large_list_view": pa.large_list_view,
+}
+
+
+def listed_ones(values, lists):
+    """A column's values, each in a list of its own."""
+    values = values if isinstance(values, pa.Array) else pa.array(values)
+    return pa.array([[value] for value in values.to_pylist()], lists(values.type))
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_every_kind_in_every_column(tmp_path, kind):
+    """As other engines write them: numbers of rows and of episodes alone in lists, too."""
+    worlds, lists = dataset(tmp_path, "v3.0", lengths=(5, 4)), LISTS[kind]
+    tables = []
+    for world in worlds:
+        rows = world.rows(False)
+        pair = pa.list_(pa.float32(), 2) if kind == "fixed_size_list" else lists(pa.float32())
+        action = pa.array([[x] for x in rows["action"].to_pylist()], lists(pair))  # [n, 1, 2]
+        wrapped = {key: listed_ones(values, lists) for key, values in rows.items()}
+        tables.append(pa.table({**wrapped, "action": action}))
+    pq.write_table(pa.concat_tables(tables), tmp_path / "data/chunk-000/file-000.parquet")
+    path = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    episodes = pq.read_table(path)
+    names = episodes.column_names
+    table(path, {n: listed_ones(episodes[n].combine_chunks(), lists) for n in names})
+    assert kind.replace("_", "") in str(pq.read_schema(path).field("length").type).replace("_", "")
+    items, problems = listed(tmp_path)
+    assert len(items) == 2 and not problems
+    for world, item in zip(worlds, items, strict=True):
+        arrays, pictures = read(tmp_path, item)
+        np.testing.assert_array_equal(arrays["action"][:, 0], world.action)
+        np.testing.assert_allclose(arrays["reward"], world.action / 10, atol=1e-6)
+        shown = [round(p.mean() / STEP) for p in pictures]
+        assert shown == [0, *world.action[:-1]] and not arrays["left_out"]
+
+
+@pytest.mark.parametrize("text", [pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("binary", [pa.large_binary(), pa.binary_view()])
+def test_pictures_of_every_kind_of_bytes(tmp_path, text, binary):
+    (world,) = dataset(tmp_path, "v2.1", True, lengths=(4,))
+    (item,), _ = listed(tmp_path)
+    rows = world.rows(True)
+    rows[CAMERA] = pa.array(rows[CAMERA], pa.struct([("bytes", binary), ("path", text)]))
+    table(tmp_path / item.files[0], rows)
+    pictures = read(tmp_path, item)[1]
+    assert [round(p.mean() / STEP) for p in pictures] == [0, *world.action[:-1]]
+
+
+def test_numbers_of_other_types(tmp_path):
+    """Tensors, dictionaries, and whole numbers as floats, as tables with holes have them."""
+    (world,) = dataset(tmp_path, "v3.0", True, lengths=(4,))
+    rows = world.rows(True)
+    pairs = np.stack([world.action, 2 * world.action], 1).astype(np.float32)
+    rows["action"] = pa.FixedShapeTensorArray.from_numpy_ndarray(pairs)
+    rows["next.reward"] = rows["next.reward"].dictionary_encode()
+    table(tmp_path / "data/chunk-000/file-000.parquet", rows)
+    path = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    numbers = pq.read_table(path).to_pydict().items()
+    table(path, {key: pa.array(values, pa.float64()) for key, values in numbers})
+    ((item,), problems) = listed(tmp_path)
+    arrays, _ = read(tmp_path, item)
+    np.testing.assert_array_equal(arrays["action"], pairs)
+    np.testing.assert_allclose(arrays["reward"], world.action / 10, atol=1e-6)
+    assert not problems and item.spec["length"] == 4
+
+
+@pytest.mark.parametrize("begins, lost", [(0.5, 5), (-0.3, 3), (0, 0), (0.04, 0), (-0.04, 0)])
+def test_rows_outside_of_their_part_of_the_video(tmp_path, begins, lost):
+    """A row past `to_timestamp` would show the next episode, one before `from_timestamp` the one
+    before. Of the stated rows alone ranges of actions are measured."""
+    worlds = dataset(tmp_path, "v3.0", lengths=(12, 12, 12))
+    (tmp_path / "meta/stats.json").unlink()
+    path = tmp_path / "data/chunk-000/file-000.parquet"
+    tables = [w.rows(False) for w in worlds]
+    for rows in tables:
+        rows["timestamp"] = pa.array(np.arange(12) / FPS + begins, pa.float32())
+    pq.write_table(pa.concat_tables([pa.table(rows) for rows in tables]), path)
+    items, _ = listed(tmp_path)
+    for world, item in zip(worlds, items, strict=True):
+        arrays, pictures = read(tmp_path, item)
+        first = max(0, round(begins * FPS))
+        shown = [round(p.mean() / STEP) for p in pictures]
+        assert shown == [0, *world.action[:-1]][first : first + 12 - lost]
+        rows = slice(0, 12 - lost) if begins >= 0 else slice(lost, 12)
+        np.testing.assert_array_equal(arrays["action"][:, 0], world.action[rows])
+        assert len(arrays["reward"]) == len(arrays["terminal"]) == 12 - lost
+        numbers = READER.numbers(tmp_path, item, Options())["action"]
+        np.testing.assert_array_equal(numbers, arrays["action"])
+        common = ("lerobot", tmp_path, asdict(item), asdict(Options(shortest=2)))
+        done = import_item(*common, tmp_path / "out", item.name)
+        assert done["counts"]["kept"] == 12 - lost and len(done["files"]) == 1
+        told = [reason for _, reason in done["problems"]]
+        assert len(told) == (lost > 0)
+        assert all(f"{lost} of 12 rows lie outside of" in reason for reason in told)
+
+
+def test_rows_that_all_lie_outside(tmp_path):
+    dataset(tmp_path, "v3.0", lengths=(4, 4))
+    path = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    good = pq.read_table(path).to_pydict()
+    end = f"videos/{CAMERA}/to_timestamp"
+    table(path, {**good, end: [0.0, 0.4]})  # ends before it begins
+    assert [p.name.split(", ")[1] for p in listed(tmp_path)[1][:2]] == ["row 0", "row 1"]
+    table(path, {key: values for key, values in good.items() if key != end})
+    assert [item.spec["end"] for item in listed(tmp_path)[0]] == [None, None]
+    table(path, {**good, end: [0.01, 0.8]})
+    items, _ = listed(tmp_path)
+    with pytest.raises(Unreadable, match="4 of 4 rows lie outside"):
+        read(tmp_path, items[0])
+
+
+MARKS = {
+    "info, with video": {"info": {"video.is_depth_map": True}},
+    "info": {"info": {"is_depth_map": True}},
+    "video_info": {"video_info": {"video.is_depth_map": True}},
+    "nested": {"info": {"video": {"is_depth_map": True}}},
+    "feature": {"is_depth_map": True},
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("depth", [True, False])
+def test_a_map_of_depths_is_no_camera(tmp_path, mark, depth):
+    dataset(tmp_path, "v2.1", True)
+    marks = json.loads(json.dumps(MARKS[mark]).replace("true", json.dumps(depth)))
+    feature = {"dtype": "image", **marks}
+    edit(tmp_path / "meta/info.json", lambda info: info["features"].update(other=feature))
+    if depth:
+        assert listed(tmp_path)[0][0].spec["image"] == CAMERA
+    else:
+        with pytest.raises(UserError, match="several cameras"):
+            listed(tmp_path)
+    edit(tmp_path / "meta/info.json", lambda info: info["features"].pop(CAMERA))
+    if depth:
+        with pytest.raises(UserError, match="no camera but maps of depth: other"):
+            listed(tmp_path)
+    else:
+        assert listed(tmp_path)[0][0].spec["image"] == "other"
 
 
 def test_damage_of_any_byte_ends_as_unreadable(tmp_path):

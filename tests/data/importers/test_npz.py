@@ -371,6 +371,14 @@ def test_other_keys(tmp_path):
     assert arrays["image"].shape == (3, 4, 6, 3)
 
 
+def test_channels_of_chunks(tmp_path):
+    pictures = np.arange(3 * 16 * 20, dtype=np.uint8).reshape(3, 16, 20)
+    for i, image in enumerate((pictures, pictures[..., None], pictures[:, None])):
+        replay(tmp_path / str(i), [steps(3) | {"image": image}])
+        shown = only(REPLAY, tmp_path / str(i))["image"]
+        np.testing.assert_array_equal(shown, np.repeat(pictures[..., None], 3, -1))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_chunks_are_told(tmp_path, kind):
     (path,) = replay(tmp_path, [steps(6)])

@@ -13,6 +13,7 @@ from PIL import Image
 
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.importers.base import Item, Options, Unreadable, aligned
+from veorl_tf.data.importers.registry import find
 from veorl_tf.data.importers.rlds import RLDS
 from veorl_tf.data.importers.tfrecord import masked, parse, records
 
@@ -428,3 +429,38 @@ def test_example_equals_tensorflows():
     assert list(features["a"].bytes_list.value) == list(theirs["a"].bytes_list.value)
     assert list(features["b"].int64_list.value) == list(theirs["b"].int64_list.value)
     assert list(features["c"].float_list.value) == list(theirs["c"].float_list.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tfrecord", "toy-train.tfrecord-00000-of-00001", "b.tfrecord.gz"]
+)
+def test_compressed_with_gzip_as_tensorflow_does(tmp_path, name):
+    import tensorflow as tf
+
+    worlds = [World(0, 6), World(1, 4)]
+    with tf.io.TFRecordWriter(str(tmp_path / name), "GZIP") as writer:
+        for world in worlds:
+            writer.write(example(world.steps()))
+    assert READER.detect(tmp_path) and find(tmp_path).name == "rlds"
+    items, problems = listed(tmp_path)
+    assert len(items) == 2 and not problems
+    for world, item in zip(reversed(worlds), reversed(items), strict=True):
+        check(world, *read(tmp_path, item))
+    data = (tmp_path / name).read_bytes()
+    for spoilt in (data[:-40], data[:200] + b"xxxx" + data[204:]):
+        (tmp_path / name).write_bytes(spoilt)
+        problems = listed(tmp_path)[1]
+        for item in items:
+            try:
+                check(worlds[items.index(item)], *read(tmp_path, item))
+            except Unreadable as problem:
+                problems.append(problem)
+        assert problems and all(problem.name.startswith(name) for problem in problems)
+
+
+def test_other_compression_is_named(tmp_path):
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord"), "ZLIB") as writer:
+        writer.write(example(World().steps()))
+    assert "zlib-compressed" in listed(tmp_path)[1][0].reason

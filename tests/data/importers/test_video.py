@@ -1,5 +1,6 @@
 """Videos that PyAV and PIL write, of many containers, read back frame by frame."""
 
+import io
 import json
 import struct
 from fractions import Fraction
@@ -7,6 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 from veorl_tf.core.errors import UserError
@@ -117,26 +119,141 @@ def test_variable_rate(tmp_path):
     assert levels(frames) == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
-def test_rotation_that_a_phone_notes(tmp_path, degrees):
-    """The track's matrix says how the picture must be turned; its dark corner shows whether."""
+def corner(i=0) -> np.ndarray:
+    """A picture whose dark corner is larger to the right than down: no two ways of it agree."""
+    frame = np.full((48, 64, 3), 220, np.uint8)
+    frame[:16, :32] = 10
+    return frame
 
-    def corner(i):
-        frame = np.full((48, 64, 3), 220, np.uint8)
-        frame[:16, :16] = 10
-        return frame
 
-    path = write(tmp_path / "a.mp4", 3, make=corner)
+def set_matrix(path, numbers) -> None:
+    """Puts a, b, c, d of a display matrix into an mp4's only track."""
+    (a, b), (c, d) = numbers
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version 0: 40 bytes before the matrix
-    cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
-    matrix = [cos, sin, 0, -sin, cos, 0, 0, 0]
-    data[at : at + 32] = struct.pack(">8i", *(n << 16 for n in matrix))
+    data[at : at + 32] = struct.pack(">8i", *(n << 16 for n in (a, b, 0, c, d, 0, 0, 0)))
     path.write_bytes(data)
-    shown = list(decode(path, "a"))[0].picture()
-    expected = np.rot90(corner(0), -degrees // 90)  # clockwise, as players show it
+
+
+WAYS = {  # (x, y) is shown at (ax + cy, bx + dy)
+    "as it is": ([[1, 0], [0, 1]], lambda p: p),
+    "quarter": ([[0, 1], [-1, 0]], lambda p: np.rot90(p, -1)),  # clockwise, as players show it
+    "half": ([[-1, 0], [0, -1]], lambda p: np.rot90(p, 2)),
+    "three quarters": ([[0, -1], [1, 0]], lambda p: np.rot90(p)),
+    "mirrored": ([[-1, 0], [0, 1]], lambda p: p[:, ::-1]),
+    "upside down": ([[1, 0], [0, -1]], lambda p: p[::-1]),
+    "transposed": ([[0, 1], [1, 0]], lambda p: p.swapaxes(0, 1)),
+    "transposed and turned": ([[0, -1], [-1, 0]], lambda p: np.rot90(p, 2).swapaxes(0, 1)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_turned_and_mirrored_as_the_track_says(tmp_path, way):
+    matrix, expected = WAYS[way]
+    path = write(tmp_path / "a.mp4", 3, make=corner)
+    set_matrix(path, matrix)
+    shown = next(decode(path, "a")).picture()
+    expected = expected(corner())
     assert shown.shape == expected.shape
     np.testing.assert_allclose(shown.astype(int), expected.astype(int), atol=40)
+
+
+@pytest.mark.parametrize("wide, width", [(Fraction(2), 128), (Fraction(1, 2), 32)])
+def test_pixels_that_are_not_square(tmp_path, wide, width):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = wide
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(corner(), format="rgb24")))
+        container.mux(stream.encode())
+    shown = next(decode(path, "a")).picture()
+    assert shown.shape == (48, width, 3)
+    assert shown[:12, : width // 2 - 4].max() < 60 < 180 < shown[:12, width // 2 + 4 :].min()
+
+
+def streams(path, *kinds) -> None:
+    """A video of several streams of width, grey level and whether it is marked as the default."""
+    with av.open(str(path), "w") as container:
+        made = []
+        for width, _, default in kinds:
+            stream = container.add_stream("mpeg4", rate=10, bit_rate=4_000_000)
+            stream.height, stream.width, stream.pix_fmt = width * 3 // 4, width, "yuv420p"
+            stream.disposition = Disposition.default if default else Disposition(0)
+            made.append(stream)
+        for _ in range(3):
+            for stream, (width, level, _) in zip(made, kinds, strict=True):
+                frame = np.full((width * 3 // 4, width, 3), level, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for stream in made:
+            container.mux(stream.encode())
+
+
+@pytest.mark.parametrize(
+    "kinds, chosen",
+    [
+        ([(64, 40, False), (128, 200, False)], 200),
+        ([(128, 40, False), (64, 200, False)], 40),
+        ([(64, 40, True), (128, 200, False)], 40),
+        ([(64, 40, True), (128, 200, True)], 200),
+        ([(64, 40, False), (64, 200, False)], 40),
+    ],
+)
+def test_of_several_streams_the_one_that_ffmpeg_takes(tmp_path, kinds, chosen):
+    streams(tmp_path / "a.mkv", *kinds)
+    frames = list(decode(tmp_path / "a.mkv", "a"))
+    assert len(frames) == 3 and abs(float(frames[1].picture().mean()) - chosen) < 8
+
+
+def add_cover(path, size=(200, 200)) -> None:
+    """Puts a large cover picture into an mp4 as music players do: FFmpeg lists it first."""
+    jpeg = io.BytesIO()
+    Image.new("RGB", size, (200, 99, 0)).save(jpeg, "JPEG")
+
+    def box(kind, *parts):
+        return struct.pack(">I", 8 + sum(map(len, parts))) + kind + b"".join(parts)
+
+    data = box(b"data", struct.pack(">II", 13, 0), jpeg.getvalue())
+    handler = box(b"hdlr", bytes(8), b"mdirappl", bytes(9))
+    cover = box(b"meta", bytes(4), handler, box(b"ilst", box(b"covr", data)))
+    film = path.read_bytes().replace(b"udta", b"free")
+    at = film.index(b"moov") - 4
+    assert film.index(b"mdat") < at  # what comes after may move
+    (length,) = struct.unpack(">I", film[at : at + 4])
+    cover = box(b"udta", cover)
+    head = struct.pack(">I", length + len(cover)) + b"moov"
+    path.write_bytes(film[:at] + head + cover + film[at + 8 :])
+
+
+def test_a_cover_is_no_film(tmp_path):
+    path = write(tmp_path / "a.mp4")
+    add_cover(path)
+    with av.open(str(path)) as container:
+        assert [s.width for s in container.streams.video] == [200, 64]
+    frames = list(decode(path, "a"))
+    assert levels(frames) == list(range(20)) and frames[0].picture().shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+@pytest.mark.parametrize("said, shown", [(0, 100), (10, 100), (20, 20), (500, 500)])
+def test_hurried_animations_last_as_players_show_them(tmp_path, suffix, said, shown):
+    images = [Image.fromarray(picture(i)) for i in range(5)]
+    images[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=images[1:], duration=said)
+    frames = list(decode(tmp_path / f"a.{suffix}", "a"))
+    assert levels(frames) == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose([f.time for f in frames], np.arange(5) * shown / 1000)
+
+
+def test_animations_lie_as_their_exif_says(tmp_path):
+    images, exif = [Image.fromarray(corner()), Image.fromarray(corner() // 2)], Image.Exif()
+    exif[0x0112] = 6  # a quarter clockwise
+    images[0].save(
+        tmp_path / "a.webp", save_all=True, append_images=images[1:], lossless=True, exif=exif
+    )
+    shown = [frame.picture() for frame in decode(tmp_path / "a.webp", "a")]
+    np.testing.assert_array_equal(shown[0], np.rot90(corner(), -1))
+    np.testing.assert_array_equal(shown[1], np.rot90(corner() // 2, -1))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from veorl_tf.core.errors import MachineError, UserError
+from veorl_tf.data.layout import MAX_BYTES as MAX_BYTES
+from veorl_tf.data.layout import MAX_PIXELS as MAX_PIXELS
+from veorl_tf.data.mistaken import mistaken
 
-MAX_PIXELS = 1 << 26  # of one picture: 8192 x 8192
-MAX_BYTES = 1 << 32  # of one array of an episode
 LOOKED_AT = 16  # files of a folder that `detect` opens, at most
 
 
@@ -140,7 +142,8 @@ class Log(Reader):
         `image`: n pictures, `[n, H, W, 3]` uint8, or a sequence of them that is gone through in
         order and may raise Unreadable then. Where there are any: `action [m, A]`, `reward [m]`,
         `terminal [m]` (true where an episode ended for good), `success [m]`, m = n or, of leaving
-        ones, n - 1; and `bounds`, a pair of `[A]`, the range that actions can have.
+        ones, n - 1; and `bounds`, a pair of `[A]`, the range that actions can have. `left_out`, if
+        there is any, lists as Unreadable what of the item is not among them.
         """
         raise NotImplementedError("episode(source, item, options) -> arrays")
 
@@ -208,6 +211,18 @@ def inside(source: Path, name: str) -> Path:
     if not os.path.isfile(path):
         raise Unreadable(name, "no such file")
     return path
+
+
+def with_cause(source: Path, problem: Unreadable, files: Sequence[str] = ()) -> Unreadable:
+    """A problem with its cause: where the file that it names, or else one of the item's `files`,
+    is none of data at all, that is said instead."""
+    others = () if problem.name in files else files[:LOOKED_AT]
+    for name in (problem.name, *others):
+        with suppress(Unreadable):
+            if cause := mistaken(inside(source, name)):
+                reason = cause if name == problem.name else f"{name} is {cause}"
+                return Unreadable(problem.name, reason)
+    return problem
 
 
 def walk(source: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
 from veorl_tf.core.errors import MACHINE_ERRNOS, Interrupted, MachineError, UserError, one_line
-from veorl_tf.data.importers.base import MAX_BYTES, Unreadable
+from veorl_tf.data.importers.base import Unreadable
+from veorl_tf.data.layout import absurd
 
-MAX_ROWS = 1 << 22  # of one file
 MAX_CLASSES = 4096  # discrete actions
 
 
@@ -30,13 +29,8 @@ def damage(name: str, what: str = "cannot be read") -> Iterator[None]:
 
 def check_size(name: str, key: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Raises Unreadable for an array of absurd size, before it is read."""
-    size = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or max(shape[:1], default=0) > MAX_ROWS or size > MAX_BYTES:
-        raise Unreadable(
-            name,
-            f"{key} is {dtype} {list(shape)}; at most {MAX_ROWS:,} rows and {MAX_BYTES:,} bytes "
-            f"are read",
-        )
+    if reason := absurd(key, shape, dtype):
+        raise Unreadable(name, reason)
 
 
 def one_hot(name: str, action: np.ndarray, classes: int) -> np.ndarray:
@@ -44,11 +38,6 @@ def one_hot(name: str, action: np.ndarray, classes: int) -> np.ndarray:
     if action.ndim != 1 or not classes or not ((action >= 0) & (action < classes)).all():
         raise Unreadable(name, f"action: integers of 0 to {classes - 1} expected")
     return (action[:, None] == np.arange(classes)).astype(np.float32)
-
-
-def rgb(pictures: np.ndarray) -> np.ndarray:
-    """`[n, H, W, 1 or 3]` as `[n, H, W, 3]`."""
-    return np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
 
 
 def finite(name: str, key: str, array: np.ndarray) -> np.ndarray:

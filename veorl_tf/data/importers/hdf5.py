@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from veorl_tf.data.importers.base import MAX_BYTES, Unreadable
-from veorl_tf.data.importers.checks import check_size, damage, finite, rgb
+from veorl_tf.data.importers.checks import check_size, damage, finite
 from veorl_tf.data.importers.pictures import check_pixels, decode_picture
+from veorl_tf.data.layout import channels, picture_size, rgb
 
 SUFFIXES = (".hdf5", ".h5")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -102,7 +103,7 @@ def leaves(group, key: str, name: str) -> dict[str, Any]:
 
 
 def layout(array) -> str | None:
-    """How an array holds pictures: channels `first` or `last`, `coded` as files; None if not."""
+    """How an array holds pictures: `coded` as files, or where its `channels` are; None if not."""
     import h5py
 
     if array.ndim == 1 and h5py.check_vlen_dtype(array.dtype) == np.uint8:
@@ -112,9 +113,7 @@ def layout(array) -> str | None:
     if array.ndim == 2 and len(array) and array.shape[1] > len(JPEG):
         check_size(array.name, "a row", array.chunks or (), array.dtype)
         return "coded" if array[0, : len(JPEG)].tobytes() == JPEG else None
-    if array.ndim != 4:
-        return None
-    return "last" if array.shape[3] in (1, 3) else "first" if array.shape[1] in (1, 3) else None
+    return channels(array.shape)
 
 
 def told(key: str, array) -> str:
@@ -145,15 +144,11 @@ def column(group, key: str, name: str, rows: slice | None = None) -> np.ndarray:
 
 def read_pictures(array, name: str, rows: slice | None = None) -> np.ndarray | list[np.ndarray]:
     """Pictures `[H, W, 3]` of an array that has a `layout`."""
-    order = layout(array)
-    if order == "coded":
+    if layout(array) == "coded":
         return _decoded(array, name)
-    height, width = array.shape[2:] if order == "first" else array.shape[1:3]
+    height, width = picture_size(array.shape)
     check_pixels(name, width, height)
-    pictures = read(array, name, rows)
-    if order == "first":
-        pictures = np.ascontiguousarray(np.moveaxis(pictures, 1, -1))
-    return rgb(pictures)
+    return rgb(read(array, name, rows))
 
 
 def _decoded(array, name: str) -> list[np.ndarray]:

@@ -54,7 +54,8 @@ class LeRobot(Log):
             except Unreadable as problem:
                 leave_out(problem)
                 continue
-            spec = {"episode": episode.index, "length": episode.length, "begin": episode.begin}
+            spec = {"episode": episode.index, "length": episode.length}
+            spec |= {"begin": episode.begin, "end": episode.end}
             yield Item(episode.name, tuple(files), {**spec, **info.spec})
         if whole(info.episodes) and len(seen) != info.episodes:
             leave_out(
@@ -62,24 +63,62 @@ class LeRobot(Log):
             )
 
     def episode(self, source, item, options):
-        spec, where = item.spec, f"{item.files[0]}, {item.name}"
+        spec, where = item.spec, _where(item)
         video = len(item.files) > 1
-        more = "timestamp" if video else spec["image"]
-        table = _rows(source, item, [*spec["columns"].values(), more])
+        table = _rows(source, item, [*spec["columns"].values(), _shown_by(item)])
         arrays = _numbers(table, item, where)
         if not video:
             return {**arrays, "image": Encoded(encoded(table.column(spec["image"]), where), where)}
-        times = column(table, "timestamp", where, 1)[:, 0].astype(np.float64)
-        if (np.diff(times) <= 0).any() or times[0] < 0:
-            raise Unreadable(where, "its timestamps do not grow")
+        times = _times(table, where)
+        times, left_out = times[_within(times, item)], _outside(times, item)
         path = inside(source, item.files[1])
         pictures = _Shown(path, item.files[1], times, spec["begin"], 0.5 / spec["fps"])
-        return {**arrays, "image": pictures}
+        return {**arrays, "image": pictures, "left_out": left_out}
 
     def numbers(self, source, item, options):
         action = [key for what, key in item.spec["columns"].items() if what == "action"]
-        where = f"{item.files[0]}, {item.name}"
-        return _numbers(_rows(source, item, action), item, where) if action else {}
+        if not action:
+            return {}
+        times = ["timestamp"] if len(item.files) > 1 else []
+        return _numbers(_rows(source, item, [*action, *times]), item, _where(item))
+
+
+def _where(item: Item) -> str:
+    return f"{item.files[0]}, {item.name}"
+
+
+def _shown_by(item: Item) -> str:
+    """The column that tells which pictures belong to the rows."""
+    return "timestamp" if len(item.files) > 1 else item.spec["image"]
+
+
+def _times(table, where: str) -> np.ndarray:
+    """Growing seconds `[n]` since the episode's begin in its video. Raises Unreadable."""
+    times = column(table, "timestamp", where, 1)[:, 0].astype(np.float64)
+    if (np.diff(times) <= 0).any():
+        raise Unreadable(where, "its timestamps do not grow")
+    return times
+
+
+def _within(times: np.ndarray, item: Item) -> np.ndarray:
+    """Which rows `[n]` lie in the episode's part of its video: what goes before or comes after
+    shows another one."""
+    spec, slack = item.spec, 0.5 / item.spec["fps"]
+    last = np.inf if spec["end"] is None else spec["end"] - spec["begin"] - slack
+    return (times > -slack) & (times < last)
+
+
+def _outside(times: np.ndarray, item: Item) -> list[Unreadable]:
+    """What is told of rows that do not lie in it. Raises Unreadable when none does."""
+    count, spec = int((~_within(times, item)).sum()), item.spec
+    if not count:
+        return []
+    end = "its end" if spec["end"] is None else f"{spec['end']:.3f} s"
+    span = f"outside of {spec['begin']:.3f} s to {end} of {item.files[1]}"
+    problem = Unreadable(_where(item), f"{count} of {len(times)} rows lie {span}")
+    if count == len(times):
+        raise problem
+    return [problem]
 
 
 def _rows(source: Path, item: Item, columns: Iterable[str]) -> Any:
@@ -94,12 +133,15 @@ def _rows(source: Path, item: Item, columns: Iterable[str]) -> Any:
 
 
 def _numbers(table, item: Item, where: str) -> dict[str, Any]:
-    """All of an episode but the pictures."""
+    """All of an episode but the pictures, of the rows that have some."""
+    kept: Any = slice(None)
+    if len(item.files) > 1:
+        kept = _within(_times(table, where), item)
     arrays: dict[str, Any] = {}
     for what, key in item.spec["columns"].items():
         if key not in table.column_names:
             continue
-        rows = column(table, key, where, None if what == "action" else 1)
+        rows = column(table, key, where, None if what == "action" else 1)[kept]
         arrays[what] = rows if what == "action" else rows[:, 0]
     bounds = item.spec.get("bounds")
     if bounds and "action" in arrays:

@@ -25,8 +25,17 @@ from typing import Any
 import numpy as np
 
 from veorl_tf.core.errors import UserError
-from veorl_tf.data.importers.base import Unreadable, inside, one_of, only, relative, walk
-from veorl_tf.data.importers.parquet import read
+from veorl_tf.data.importers.base import (
+    Unreadable,
+    inside,
+    one_of,
+    only,
+    relative,
+    walk,
+    with_cause,
+)
+from veorl_tf.data.importers.parquet import plain, read
+from veorl_tf.data.mistaken import mistaken
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 INFO = "meta/info.json"
@@ -120,13 +129,15 @@ class Info:
 
 @dataclass(frozen=True)
 class Episode:
-    """An episode's place: fields of the templates, and when it begins in its video."""
+    """An episode's place: fields of the templates, and when it begins in its video and, if that is
+    stated, ends."""
 
     index: int
     length: int
     data: Mapping[str, int]
     video: Mapping[str, int]
     begin: float = 0.0
+    end: float | None = None
 
     @property
     def name(self) -> str:
@@ -154,10 +165,6 @@ def _episodes_v2(source: Path, info: Info, leave_out) -> Iterator[Episode]:
 
 
 def _episodes_v3(source: Path, info: Info, leave_out) -> Iterator[Episode]:
-    keys = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    if info.video:
-        wanted = ("chunk_index", "file_index", "from_timestamp")
-        keys += [f"videos/{info.image}/{key}" for key in wanted]
     tables = [
         relative(source, folder / name)
         for folder, names in walk(source / "meta" / "episodes")
@@ -166,26 +173,39 @@ def _episodes_v3(source: Path, info: Info, leave_out) -> Iterator[Episode]:
     ]
     if not tables:
         raise UserError(f"{source}: meta/episodes: no tables of episodes")
+    places = ["data/chunk_index", "data/file_index"]
+    begin, end = (f"videos/{info.image}/{side}_timestamp" for side in ("from", "to"))
+    if info.video:
+        places += [f"videos/{info.image}/{key}" for key in ("chunk_index", "file_index")]
+    keys = ["episode_index", "length", *places, *([begin] if info.video else [])]
     for name in tables:
         try:
-            rows = read(inside(source, name), name, keys).to_pylist()
+            optional = [end] if info.video else []
+            rows = read(inside(source, name), name, keys, optional=optional).to_pylist()
         except Unreadable as problem:
             leave_out(problem)
             continue
         for line, row in enumerate(rows):
-            index, length, *places = (row[key] for key in keys)
-            begin = places.pop() if info.video else 0.0
+            row = {key: plain(value) for key, value in row.items()}
+            index, length, *numbers = (row[key] for key in ("episode_index", "length", *places))
+            span = row.get(begin, 0), row.get(end)
             if (
-                not all(whole(number) for number in (index, *places))
+                not all(whole(number) for number in (index, *numbers))
                 or not whole(length, 1, MAX_LENGTH)
-                or not isinstance(begin, (int, float))
-                or not 0 <= begin < MAX_BEGIN
+                or not _is_span(*span)
             ):
                 leave_out(Unreadable(f"{name}, row {line}", f"tells of no episode ({row})"))
                 continue
-            pairs = (places[:2], places[2:])
+            pairs = (numbers[:2], numbers[2:])
             data, video = (dict(zip(("chunk_index", "file_index"), pair)) for pair in pairs)
-            yield Episode(index, length, data, video, float(begin))
+            yield Episode(index, length, data, video, *span)
+
+
+def _is_span(begin: Any, end: Any) -> bool:
+    """Whether these are seconds of a video; an end may lack."""
+    known = [begin] if end is None else [begin, end]
+    numbers = all(isinstance(x, (int, float)) and 0 <= x < MAX_BEGIN for x in known)
+    return numbers and (end is None or begin < end)
 
 
 def _camera(features: Mapping[str, Any], source: Path, options) -> str:
@@ -194,12 +214,16 @@ def _camera(features: Mapping[str, Any], source: Path, options) -> str:
     if options.image_key:
         one_of("image_key", options.image_key, cameras)
         return options.image_key
-    return only([key for key in cameras if not _depth(features[key])], source, "camera")
+    depths = [key for key in cameras if _depth(features[key])]
+    what = f"camera but maps of depth: {', '.join(depths)}" if depths else "camera"
+    return only([key for key in cameras if key not in depths], source, what)
 
 
 def _depth(feature: Mapping[str, Any]) -> bool:
-    tables = [feature.get(key) for key in ("info", "video_info")]
-    return any(isinstance(t, dict) and t.get("video.is_depth_map") for t in tables)
+    """Whether a feature, or a table within it, is marked as a map of depths: by `is_depth_map` or,
+    as older datasets write it, `video.is_depth_map`."""
+    marked = any(v is True for k, v in feature.items() if k.split(".")[-1] == "is_depth_map")
+    return marked or any(_depth(v) for v in feature.values() if isinstance(v, dict))
 
 
 def _columns(features: Mapping[str, Any], source: Path, options) -> dict[str, str]:
@@ -265,7 +289,8 @@ def _json(source: Path, name: str) -> Any:
     try:
         return json.loads(_bytes(source, name))
     except (ValueError, RecursionError) as error:
-        raise Unreadable(name, f"cannot be read as JSON ({error})") from None
+        reason = f"cannot be read as JSON ({error})"
+        raise with_cause(source, Unreadable(name, reason)) from None
 
 
 def _json_lines(source: Path, name: str, leave_out) -> Iterator[tuple[str, dict]]:
@@ -279,6 +304,8 @@ def _json_lines(source: Path, name: str, leave_out) -> Iterator[tuple[str, dict]
         if isinstance(entry, dict):
             yield where, entry
         elif line.strip():
+            if cause := mistaken(inside(source, name)):
+                raise Unreadable(name, cause)
             leave_out(Unreadable(where, "no JSON table"))
 
 

@@ -40,6 +40,7 @@ from veorl_tf.data.importers.hdf5 import (
     same_length,
     told,
 )
+from veorl_tf.data.mistaken import mistaken
 
 MAX_TABLE = 1 << 26  # bytes of a table of metadata
 
@@ -94,7 +95,10 @@ class Minari(Log):
 
     def numbers(self, source, item, options):
         with opened(inside(source, item.files[0]), item.name) as file:
-            return self._actions(hard(file, item.spec["group"], item.name), item, options)
+            group = hard(file, item.spec["group"], item.name)
+            if parts := self._parts(group, item):  # of all episodes: said once
+                raise UserError(f"{item.files[0]}: {parts}")
+            return self._actions(group, item, options)
 
     def _contents(self, source: Path, name: str, options: Options) -> tuple[list[str], dict]:
         """A dataset's groups of episodes, and what they have in common."""
@@ -121,6 +125,9 @@ class Minari(Log):
                 with damage(f"{name}: {group}"):
                     arrays = leaves(hard(file, group, name), "observations", name)
                     pictures = [key for key, array in arrays.items() if layout(array)]
+                    # Of arrays without channels some are masks and maps.
+                    sure = [key for key in pictures if layout(arrays[key]) != "none"]
+                    pictures = pictures if wanted else sure or pictures
             except Unreadable as error:
                 problem = problem or error
                 continue
@@ -145,16 +152,28 @@ class Minari(Log):
                 raise UserError(f"{table}: more than {MAX_TABLE:,} bytes")
             content = json.loads(table.read_bytes())
         except (OSError, ValueError, RecursionError, Unreadable) as error:
-            raise UserError(f"{table}: no table of metadata ({error})") from None
+            reason = mistaken(table) or f"no table of metadata ({error})"
+            raise UserError(f"{table}: {reason}") from None
         if not isinstance(content, dict):
             raise UserError(f"{table}: no table of metadata")
         return content
+
+    def _parts(self, group, item: Item) -> str | None:
+        """What is said where the action has parts, of a Dict or Tuple space; None if it has not."""
+        key = item.spec["action"]
+        arrays = leaves(group, key, item.name)
+        if key in arrays:
+            return None
+        parts = ", ".join(path.removeprefix("actions/") for path in arrays) or "none"
+        return f"{key} is no array but has parts; name one with --action_key: {parts}"
 
     def _actions(self, group, item: Item, options: Options) -> dict[str, Any]:
         space = item.spec.get("space")
         if space is None:  # old datasets keep it in the file
             text = group.file.attrs.get("action_space")
             space = action_space(text, options.action_key, item.files[0])
+        if parts := self._parts(group, item):
+            raise Unreadable(item.name, parts)
         action = read(dataset(group, item.spec["action"], item.name), item.name)
         if action.ndim < 1 or not action.size:
             raise Unreadable(item.name, f"action is {list(action.shape)}")

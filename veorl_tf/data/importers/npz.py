@@ -4,7 +4,6 @@ Dreamer, V-D4RL at 64 px), and replay chunks of DreamerV3."""
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from veorl_tf.core.arrays import npz_headers
-from veorl_tf.data.episodes import (
-    OPTIONAL,
-    SOURCE_KEYS,
-    TARGET_KEYS,
-    DamagedEpisode,
-    load_episode,
-)
+from veorl_tf.data.episodes import TARGET_KEYS, DamagedEpisode, load_episode, stored_keys
 from veorl_tf.data.importers.base import (
     ARRIVING,
     MAX_BYTES,
@@ -34,8 +27,9 @@ from veorl_tf.data.importers.base import (
     natural,
     relative,
 )
-from veorl_tf.data.importers.checks import MAX_CLASSES, check_size, damage, finite, one_hot, rgb
+from veorl_tf.data.importers.checks import MAX_CLASSES, check_size, damage, finite, one_hot
 from veorl_tf.data.importers.pictures import check_pixels
+from veorl_tf.data.layout import channels, picture_size, rgb
 
 SUFFIX = ".npz"
 # {time}-{uuid}-{uuid of the successor}-{length}.npz
@@ -73,24 +67,14 @@ class Episodes(Log):
 
     def episode(self, source, item, options):
         name = item.files[0]
-        path = inside(source, name)
-        headers = _headers(path, name, (*TARGET_KEYS, "is_terminal"))
-        keys = TARGET_KEYS if "action" in headers else SOURCE_KEYS
-        arrays = _load(path, name, [key for key in keys if key in headers or key not in OPTIONAL])
+        arrays = _load(inside(source, name), name)
         if "discount" in arrays:
             arrays["terminal"] = arrays.pop("discount") == 0
-        elif "is_terminal" in headers and "action" in headers:
-            terminal = _arrays(path, name, ("is_terminal",))["is_terminal"].reshape(-1)
-            if len(terminal) != len(arrays["image"]):
-                raise Unreadable(name, f"is_terminal is {list(headers['is_terminal'][0])}")
-            arrays["terminal"] = terminal > 0
         return arrays
 
     def numbers(self, source, item, options):
         name = item.files[0]
-        path = inside(source, name)
-        headers = _headers(path, name, TARGET_KEYS)
-        return _load(path, name, ("action",)) if "action" in headers else {}
+        return _load(inside(source, name), name, ("action",))
 
 
 class Chunk(NamedTuple):
@@ -253,13 +237,6 @@ def _keys(options: Options) -> tuple[str, str, str]:
 def _headers(path: Path, name: str, keys: Iterable[str] = ()) -> Headers:
     """Shapes and types of a file's arrays; those of `keys` can be read."""
     with damage(name, "no whole npz archive"):
-        if path.stat().st_size == 0:
-            raise Unreadable(name, "empty file")
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                # A damaged length makes of the entries that follow a part of this one.
-                if not info.filename.endswith(".npy") or b"PK" in info.extra + info.comment:
-                    raise Unreadable(name, f"its list of arrays is damaged at {info.filename!r}")
         headers = npz_headers(path)
     for key in set(keys) & set(headers):
         shape, dtype = headers[key]
@@ -267,8 +244,8 @@ def _headers(path: Path, name: str, keys: Iterable[str] = ()) -> Headers:
             what = "pickled Python objects, which are never read" if dtype.hasobject else str(dtype)
             raise Unreadable(name, f"{key} holds {what}; numbers expected")
         check_size(name, key, shape, dtype)
-        if len(shape) == 4:
-            check_pixels(name, shape[2], shape[1])
+        if channels(shape):
+            check_pixels(name, *picture_size(shape))
     return headers
 
 
@@ -280,7 +257,7 @@ def _chunk_headers(path: Path, name: str, options: Options) -> Headers:
         if key not in headers:
             raise Unreadable(name, f"key {key!r} is missing; found: {', '.join(headers)}")
     shape, dtype = headers[image_key]
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+    if dtype != np.uint8 or not channels(shape) or 0 in shape:
         raise Unreadable(name, f"{image_key} is {dtype} {list(shape)}; uint8 [n, H, W, 3] expected")
     rows = shape[0]
     for key in (action_key, reward_key, "is_first", "is_terminal"):
@@ -296,9 +273,10 @@ def _arrays(path: Path, name: str, keys: Iterable[str]) -> dict[str, np.ndarray]
         return {key: archive[key] for key in keys}
 
 
-def _load(path: Path, name: str, keys: Iterable[str]) -> dict[str, np.ndarray]:
+def _load(path: Path, name: str, keys: Iterable[str] = TARGET_KEYS) -> dict[str, np.ndarray]:
+    """Those of the keys that an episode has."""
     try:
         with damage(name):
-            return load_episode(path, tuple(keys))
+            return load_episode(path, [key for key in stored_keys(path) if key in keys])
     except DamagedEpisode as error:
         raise Unreadable(name, error.reason) from None

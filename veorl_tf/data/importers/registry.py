@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.importers import pictures, video
-from veorl_tf.data.importers.base import Reader, Unreadable, files, one_of
+from veorl_tf.data.importers.base import (
+    LOOKED_AT,
+    Reader,
+    Unreadable,
+    files,
+    one_of,
+    relative,
+)
+from veorl_tf.data.mistaken import mistaken
 
 
 def formats() -> dict[str, Reader]:
@@ -44,6 +54,7 @@ PLAIN = {
     "video": (*video.SUFFIXES, *pictures.MOVING),
     "images": pictures.SUFFIXES,
 }
+PAGES = (".html", ".htm", ".xml")  # which are what they look like
 
 
 def find(source: Path, name: str = "auto") -> Reader:
@@ -62,16 +73,23 @@ def find(source: Path, name: str = "auto") -> Reader:
     for name in sorted(counts, key=counts.get, reverse=True):
         if known[name].detect(source):
             return known[name]
-    raise UserError(
-        f"{source}: none of the known formats ({', '.join(known)}); name one with --format"
-    )
+    raise UserError(_unknown(source, known))
+
+
+def _unknown(source: Path, known: Iterable[str]) -> str:
+    """What is said of a source that no reader recognises: what its files are instead of data."""
+    for path in islice(files(source, lambda name: not name.endswith(PAGES)), LOOKED_AT):
+        if path.stat().st_size and (cause := mistaken(path)):
+            where = "" if path == source else f"{relative(source, path)}: "
+            return f"{source}: {where}{cause}"
+    return f"{source}: none of the known formats ({', '.join(known)}); name one with --format"
 
 
 def plain_files(source: Path) -> dict[str, int]:
     """How many files of each plain format there are, if any."""
     counts = dict.fromkeys(PLAIN, 0)
     for path in files(source, lambda name: True):
-        whole = re.sub(r"-[0-9]+-of-[0-9]+$", "", path.name.lower())
+        whole = re.sub(r"(-[0-9]+-of-[0-9]+)?(\.gz)?$", "", path.name.lower())
         for format, suffixes in PLAIN.items():
             counts[format] += whole.endswith(suffixes)
     return {format: count for format, count in counts.items() if count}
@@ -82,8 +100,14 @@ def beside(source: Path, reader: Reader) -> list[Unreadable]:
     if reader.name not in PLAIN:
         return []
     others = {name: n for name, n in plain_files(source).items() if name != reader.name}
-    return [
-        Unreadable(source.name, f"{n:,} files of another format; --format {name} imports these")
-        for name, n in others.items()
-        if formats()[name].detect(source)
+    there = [name for name in others if formats()[name].detect(source)]
+    found = [
+        Unreadable(
+            source.name, f"{others[name]:,} files of another format; --format {name} imports these"
+        )
+        for name in there
     ]
+    suffixes = tuple(end for name in others if name not in there for end in PLAIN[name])
+    lost = islice(files(source, lambda name: name.lower().endswith(suffixes)), LOOKED_AT)
+    causes = [(relative(source, path), mistaken(path)) for path in lost]
+    return found + [Unreadable(name, cause) for name, cause in causes if cause]

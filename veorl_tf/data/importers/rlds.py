@@ -40,7 +40,7 @@ from veorl_tf.data.importers.base import (
 from veorl_tf.data.importers.pictures import Encoded
 from veorl_tf.data.importers.tfrecord import parse, read_record, records
 
-FILE = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?")
+FILE = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?(\.gz)?")
 SHARD = re.compile(r"(?P<stem>(.*-)?(?P<split>[^-]+)\.tfrecord)-(?P<index>\d+)-of-(?P<total>\d+)")
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 

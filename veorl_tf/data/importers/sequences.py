@@ -26,6 +26,7 @@ from veorl_tf.data.importers.base import (
     walk,
 )
 from veorl_tf.data.importers.pictures import SUFFIXES, load_picture
+from veorl_tf.data.mistaken import mistaken
 
 PIECE = 3000  # pictures of a long sequence that one worker imports
 
@@ -247,7 +248,8 @@ def table(folder: Path, name: str, /, **columns: type) -> Iterator[tuple]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no table of nuScenes ({error})") from None
+        reason = mistaken(path) or f"no table of nuScenes ({error})"
+        raise UserError(f"{path}: {reason}") from None
 
 
 def _records(path: Path) -> Iterator[dict]:

@@ -2,47 +2,51 @@
 
     length uint64, checksum of the length, record, checksum of the record
 
-with masked CRC32C checksums.
+with masked CRC32C checksums; all of it may be compressed with gzip.
 """
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from veorl_tf.data.importers.base import Unreadable
+from veorl_tf.data.importers.checks import damage
 
 MAX_RECORD = 1 << 31  # bytes; protocol buffers are no larger
+GZIP, ZLIB = b"\x1f\x8b\x08", (b"\x78\x01", b"\x78\x9c", b"\x78\xda")
 
 
 def records(path: Path, name: str) -> Iterator[tuple[int, int]]:
     """Offset and length of every record's data. Raises Unreadable where the framing breaks."""
-    size, at, number = path.stat().st_size, 0, 0
-    if not size:
+    at, number = 0, 0
+    if not path.stat().st_size:
         raise Unreadable(name, "empty file")
-    with open(path, "rb") as file:
-        while at < size:
-            file.seek(at)
-            head = file.read(12)
+    with damage(name), opened(path) as file:
+        while head := file.read(12):
             if len(head) < 12:
                 raise Unreadable(name, f"cut within the head of record {number}")
-            length, check = struct.unpack("<QI", head)
-            if masked(head[:8]) != check:
-                raise Unreadable(name, f"the length of record {number} is damaged (checksum)")
+            if not _begins_record(head):
+                raise Unreadable(name, _no_record(head, number))
+            (length,) = struct.unpack_from("<Q", head)
             if length > MAX_RECORD:
                 raise Unreadable(name, f"record {number} says that it has {length:,} bytes")
-            if at + 16 + length > size:
+            end = at + 16 + length
+            file.seek(end - 1)
+            if not file.read(1):
                 raise Unreadable(name, f"cut within record {number}")
             yield at + 12, length
-            at, number = at + 16 + length, number + 1
+            at, number = end, number + 1
 
 
 def read_record(path: Path, name: str, offset: int, length: int) -> bytes:
     """A record's data, whose checksum is right."""
-    with open(path, "rb") as file:
+    with damage(name), opened(path) as file:
         file.seek(offset)
         data = file.read(length + 4)
     if len(data) < length + 4:
@@ -51,6 +55,31 @@ def read_record(path: Path, name: str, offset: int, length: int) -> bytes:
     if masked(data) != struct.unpack("<I", check)[0]:
         raise Unreadable(name, "damaged (checksum)")
     return data
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of records, unpacked if it is a gzip file: those are TFRecords' own way to be
+    compressed."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        file.seek(0)
+        if head.startswith(GZIP) and not _begins_record(head):
+            with gzip.open(file) as unpacked:
+                yield unpacked
+        else:
+            yield file
+
+
+def _begins_record(head: bytes) -> bool:
+    """Whether the 12 bytes are a length and its checksum."""
+    return len(head) == 12 and masked(head[:8]) == struct.unpack_from("<I", head, 8)[0]
+
+
+def _no_record(head: bytes, number: int) -> str:
+    if not number and head.startswith(ZLIB):
+        return "zlib-compressed; write it anew with gzip or without compression"
+    return f"the length of record {number} is damaged (checksum)"
 
 
 def masked(data: bytes) -> int:

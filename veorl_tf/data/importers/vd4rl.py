@@ -19,10 +19,7 @@ from veorl_tf.data.importers.base import (
     looks_like,
     relative,
 )
-from veorl_tf.data.importers.checks import (
-    MAX_ROWS,
-    finite,
-)
+from veorl_tf.data.importers.checks import finite
 from veorl_tf.data.importers.hdf5 import (
     SUFFIXES,
     column,
@@ -36,6 +33,7 @@ from veorl_tf.data.importers.hdf5 import (
     same_length,
     told,
 )
+from veorl_tf.data.layout import MAX_ROWS
 
 
 def shards(source: Path) -> Iterator[Path]:
@@ -74,7 +72,7 @@ class VD4RL(Log):
         rows = slice(*item.spec["rows"])
         with opened(inside(source, item.files[0]), item.name) as file:
             pictures = dataset(file, "observation", item.name)
-            if layout(pictures) not in ("first", "last"):
+            if layout(pictures) in (None, "coded"):
                 raise Unreadable(item.name, f"{told('observation', pictures)} is no picture")
             out = {
                 "image": read_pictures(pictures, item.name, rows),

@@ -23,13 +23,23 @@ from veorl_tf.data.importers.base import (
     inside,
     relative,
 )
-from veorl_tf.data.importers.pictures import MOVING, READ_ERRORS, check_pixels, composed
+from veorl_tf.data.importers.pictures import (
+    MOVING,
+    READ_ERRORS,
+    check_pixels,
+    composed,
+    resized,
+)
+from veorl_tf.data.mistaken import mistaken
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".ogv")
 # Containers that hold their own data; playlists (hls, concat, ...) name other files.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,ogg"
 SAFE = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-LASTS = 0.1  # seconds that a frame of an animated picture is shown if it does not say
+HURRIED = 0.01  # seconds: frames of animated pictures that say this or less ...
+LASTS = 0.1  # ... are shown this long by players
+DEFAULT = 5_000_000  # pixels that being marked as default outweighs
+ANAMORPHIC = (0.1, 10.0)  # widths of a pixel, of its height; other numbers are nonsense
 PIECE = 300.0  # seconds of a long video that one worker imports
 
 
@@ -93,7 +103,10 @@ class ClipList(Footage):
             videos.setdefault(path.name, path)
             videos.setdefault(path.stem, path)
         used: dict[str, int] = {}
-        for number, (file, begin, end) in enumerate(self.entries(lists[0])):
+        entries = list(self.entries(lists[0]))
+        if not entries:
+            raise UserError(f"{lists[0]}: {mistaken(lists[0]) or 'lists no clips'}")
+        for number, (file, begin, end) in enumerate(entries):
             where = f"{lists[0].name}, clip {number} ({file})"
             path = videos.get(Path(file).name) if file else None
             if file is None or begin is None or end is None:
@@ -191,7 +204,7 @@ def _video(path: Path, name: str, begin: float) -> Iterator[Frame]:
     av.logging.set_level(None)
     try:
         with av.open(str(path), options=SAFE, metadata_errors="replace") as container:
-            stream = next((s for s in container.streams.video if s.codec_context), None)
+            stream = _best(container.streams.video)
             if stream is None:
                 raise Unreadable(name, "holds no video that can be decoded")
             check_pixels(name, stream.width, stream.height)
@@ -200,6 +213,17 @@ def _video(path: Path, name: str, begin: float) -> Iterator[Frame]:
             yield from _frames(container, stream, name)
     except (av.FFmpegError, ValueError, OverflowError) as error:
         raise Unreadable(name, f"no whole video ({error})") from None
+
+
+def _best(streams):
+    """The video stream that FFmpeg's command takes: of most pixels, where the mark `default` counts
+    for many, and of equals the first. Attached pictures are covers, and no film; None for those
+    alone."""
+    from av.stream import Disposition
+
+    films = [s for s in streams if s.codec_context and not s.disposition & Disposition.attached_pic]
+    marked = {s: bool(s.disposition & Disposition.default) for s in films}
+    return max(films, key=lambda s: s.width * s.height + DEFAULT * marked[s], default=None)
 
 
 def _enter(container, stream, begin: float) -> None:
@@ -224,6 +248,8 @@ def _frames(container, stream, name: str) -> Iterator[Frame]:
     import av
 
     start, rate = float((stream.start_time or 0) * stream.time_base), stream.average_rate or 25
+    wide = float(stream.sample_aspect_ratio or 1)
+    wide = wide if ANAMORPHIC[0] < wide < ANAMORPHIC[1] else 1.0
     count, time, lost = 0, 0.0, False
     for packet in container.demux(stream):
         try:
@@ -245,7 +271,7 @@ def _frames(container, stream, name: str) -> Iterator[Frame]:
                 lost = True
             else:
                 lost = False
-                yield Frame(time, _picture_of(frame, name))
+                yield Frame(time, _picture_of(frame, name, wide))
 
 
 def _broken(name: str, time: float, what: str) -> Callable[[], np.ndarray]:
@@ -255,28 +281,52 @@ def _broken(name: str, time: float, what: str) -> Callable[[], np.ndarray]:
     return picture
 
 
-def _picture_of(frame, name: str) -> Callable[[], np.ndarray]:
+def _picture_of(frame, name: str, wide: float) -> Callable[[], np.ndarray]:
+    """A decoded frame as players show it; a pixel is `wide` times as wide as high."""
+
     def picture() -> np.ndarray:
         try:
-            return converted()
+            check_pixels(name, round(frame.width * wide), frame.height)
+            return turned(widened(_rgb(frame), wide), _display_matrix(frame))
         except (ValueError, NotImplementedError) as error:
             raise Unreadable(
                 name, f"{frame.format.name} pictures cannot be read ({error})"
             ) from None
 
-    def converted() -> np.ndarray:
-        if any(component.is_alpha for component in frame.format.components):
-            rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-            rgb = (rgba[..., :3] * rgba[..., 3:] // 255).astype(np.uint8)
-        else:
-            rgb = frame.to_ndarray(format="rgb24")
-        return np.rot90(rgb, round(frame.rotation / 90)) if frame.rotation % 360 else rgb
-
     return picture
 
 
+def _rgb(frame) -> np.ndarray:
+    if not any(component.is_alpha for component in frame.format.components):
+        return frame.to_ndarray(format="rgb24")
+    rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+    return (rgba[..., :3] * rgba[..., 3:] // 255).astype(np.uint8)
+
+
+def _display_matrix(frame) -> np.ndarray:
+    """`[3, 3]`; a pixel (x, y, 1) of the coded picture is shown at its product with this."""
+    from av.sidedata.sidedata import Type
+
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    return np.eye(3) if data is None else np.frombuffer(data, np.int32).reshape(3, 3)
+
+
+def turned(picture: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """A picture turned and mirrored as a display matrix says, to the nearest of the eight ways."""
+    (a, b), (c, d) = np.asarray(matrix, np.int64)[:2, :2]
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def widened(picture: np.ndarray, wide: float) -> np.ndarray:
+    """A picture whose pixels are `wide` times as wide as high, with square ones."""
+    height, width = picture.shape[:2]
+    return resized(picture, height, max(1, round(width * wide)))
+
+
 def _animation(path: Path, name: str) -> Iterator[Frame]:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
@@ -287,8 +337,9 @@ def _animation(path: Path, name: str) -> Iterator[Frame]:
             time = 0.0
             for index in range(getattr(image, "n_frames", 1)):
                 image.seek(index)
-                picture = composed(image)
+                picture = composed(ImageOps.exif_transpose(image))
                 yield Frame(time, lambda picture=picture: picture)
-                time += image.info.get("duration", 0) / 1000 or LASTS
+                lasts = image.info.get("duration", 0) / 1000
+                time += lasts if lasts > HURRIED else LASTS
     except READ_ERRORS as error:
         raise Unreadable(name, f"no whole animation ({error})") from None

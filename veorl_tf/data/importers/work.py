@@ -14,6 +14,7 @@ from veorl_tf.core.errors import MachineError, UserError, one_line
 from veorl_tf.core.places import expanded, explained
 from veorl_tf.data.episodes import DamagedEpisode, save_episode
 from veorl_tf.data.importers.base import (
+    Alignment,
     Footage,
     Frame,
     Item,
@@ -22,6 +23,7 @@ from veorl_tf.data.importers.base import (
     Unreadable,
     aligned,
     scaled,
+    with_cause,
 )
 from veorl_tf.data.importers.clips import Counts, clips, steady
 from veorl_tf.data.importers.pictures import Fit
@@ -52,7 +54,9 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
             for clip in clips(frames, options, counts, problems):
                 write({"image": clip})
         else:
-            episode = _episode(reader, Path(source), item, options, bounds, counts)
+            arrays = reader.episode(Path(source), item, options)
+            problems += arrays.pop("left_out", [])
+            episode = _episode(arrays, reader.alignment, item, options, bounds, counts)
             numbers = {"action", "reward"} <= set(episode)
             if counts.kept:
                 write(episode)
@@ -71,7 +75,7 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
     return {
         "files": write.files,
         "counts": asdict(counts),
-        "problems": told(problems, item),
+        "problems": told(problems, item, source),
         "numbers": numbers,
     }
 
@@ -116,7 +120,7 @@ def look_at_item(format, source, item, options, pictures=10) -> dict:
     try:
         return {"problems": [], **look(reader, Path(source), item, options, pictures)}
     except Unreadable as problem:
-        return {"problems": told([problem], item)}
+        return {"problems": told([problem], item, source)}
     except (UserError, MachineError) as error:
         return {"error": (type(error).__name__, str(error))}
 
@@ -134,14 +138,13 @@ class _Writer:
         self.files.append(path.name)
 
 
-def _episode(reader: Log, source, item, options, bounds, counts: Counts) -> dict:
-    """A log's item as an episode is stored; one that is too short is counted so."""
-    arrays = reader.episode(source, item, options)
+def _episode(arrays, alignment: Alignment, item, options, bounds, counts: Counts) -> dict:
+    """A log's arrays as an episode is stored; one that is too short is counted so."""
     if not len(arrays["image"]):
         raise Unreadable(item.name, "no pictures")
     fit = Fit(options)
     image = np.stack([fit(picture) for picture in arrays["image"]])
-    out = {"image": image, **aligned(arrays, reader.alignment)}
+    out = {"image": image, **aligned(arrays, alignment)}
     if bounds is not None and "action" in out:
         out["action"] = scaled(out["action"], *bounds)
     _count(len(image), options, counts)
@@ -157,12 +160,13 @@ def _count(frames: int, options: Options, counts: Counts) -> None:
         counts.clips, counts.kept = 1, frames
 
 
-def told(problems: list[Unreadable], item: Item) -> list[list[str]]:
-    """Names and reasons, of at most `TOLD`."""
+def told(problems: list[Unreadable], item: Item, source: str | Path) -> list[list[str]]:
+    """Names and reasons, with their causes, of at most `TOLD`."""
     if len(problems) > TOLD:
         more = Unreadable(item.name, f"{len(problems) - TOLD:,} more like these")
         problems = [*problems[:TOLD], more]
     named = [Unreadable(problem.name or item.name, problem.reason) for problem in problems]
+    named = [with_cause(Path(source), problem, item.files) for problem in named]
     return [[problem.name, one_line(problem.reason)] for problem in named]
 
 
@@ -191,7 +195,7 @@ def _look_at_footage(reader: Footage, source, item, options, pictures) -> dict:
         "seconds": time,
         "counts": asdict(counts),
         "pictures": spaced(kept, pictures),
-        "problems": told(problems, item),
+        "problems": told(problems, item, source),
     }
 
 
@@ -202,6 +206,7 @@ def _rate(reader: Footage, options: Options) -> float:
 
 def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
     arrays = reader.episode(source, item, options)
+    problems = told(arrays.pop("left_out", []), item, source)
     fit, images, counts = Fit(options), arrays["image"], Counts()
     _count(len(images), options, counts)
     chosen = [fit(picture) for picture in spaced(images, pictures)]
@@ -211,6 +216,7 @@ def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
         "counts": asdict(counts),
         "pictures": chosen,
         "keys": sorted(key for key in arrays if key != "bounds"),
+        "problems": problems,
     }
     if "action" in arrays:
         action = np.asarray(arrays["action"], np.float64)

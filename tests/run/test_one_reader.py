@@ -1,0 +1,166 @@
+"""A folder of episodes means the same to training where it lies and imported."""
+
+import numpy as np
+import pytest
+
+from veorl_tf.__main__ import main
+from veorl_tf.core.errors import UserError
+from veorl_tf.data.importers.base import Options
+from veorl_tf.data.store import FrameStore
+from veorl_tf.run import datasets
+from veorl_tf.run.importing import import_source
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+ROWS = np.arange(30)
+
+
+def arrays(seed: int = 0, actions: int = 2, length: int = 30) -> dict[str, np.ndarray]:
+    """An episode of 64x64 pictures."""
+    rng = np.random.default_rng(seed)
+    begun = np.arange(length) > 0
+    return {
+        "image": rng.integers(0, 256, (length, 64, 64, 3), np.uint8),
+        "action": (begun[:, None] * rng.uniform(-1, 1, (length, actions))).astype(np.float32),
+        "reward": (begun * rng.uniform(size=length)).astype(np.float32),
+    }
+
+
+def grey(seed: int) -> np.ndarray:
+    return arrays(seed)["image"][..., :1]
+
+
+CHANGES = {  # what is different in each of three episodes
+    "nothing": [{}, {}, {}],
+    "copies": [arrays(50)] * 3,
+    "is_terminal": [{"is_terminal": ROWS == i} for i in (29, 12, 40)],
+    "discount": [{"discount": np.where(ROWS == 29, i, 0.9)} for i in (0, 0.0, 0.5)],
+    "both": [{"discount": ROWS < 29, "is_terminal": ROWS < 0}] * 3,
+    "rows_of_one": [{"reward": np.float32(ROWS > 0)[:, None], "is_terminal": (ROWS == 29)[:, None]}]
+    * 3,
+    "grey": [{"image": grey(0)}, {"image": grey(1)[..., 0]}, {"image": grey(2)}],
+    "channels_first": [{"image": np.moveaxis(grey(i), -1, 1)} for i in range(3)],
+    "not_finite": [{}, {"reward": np.where(ROWS == 3, np.nan, 0)}, {}],
+    "other_action": [{}, {"action": arrays(1, 3)["action"]}, {}],
+    "ends_short": [{"is_terminal": ROWS[1:] > 0}, {}, {}],
+    "nonsense": [{"image": np.zeros((30, 64, 64, 4), np.uint8)}, {"action": ROWS}, {}],
+}
+LEFT_OUT = {
+    "not_finite-1": "reward holds a number that is not finite, in row 3",
+    "other_action-1": "its actions have 3 numbers, those of most have 2",
+    "ends_short-0": "is_terminal is [29]; [30] expected for 30 frames",
+    "nonsense-0": "image is uint8 [30, 64, 64, 4]; uint8 [n, H, W, 3], or grey, expected",
+    "nonsense-1": "action is [30]; [30, A] expected for 30 frames",
+    "lfs": "a Git LFS pointer: fetch the file with `git lfs pull`",
+}
+ENDS = {"is_terminal": ([29], [12], []), "discount": ([29], [29], [])}
+ENDS |= dict.fromkeys(("both", "rows_of_one"), ([29], [29], [29]))
+
+
+def test_the_same_in_place_and_imported(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for seed, (kind, changes) in enumerate(CHANGES.items()):
+        for i, change in enumerate(changes):
+            np.savez(source / f"{kind}-{i}.npz", **{**arrays(3 * seed + i), **change})
+    (source / "lfs.npz").write_bytes(POINTER)
+    (source / ".hidden.npz").write_bytes(b"")
+    assert datasets.is_ready(source)
+    told = import_source(source, tmp_path / "out", Options(), workers=2).skipped
+    here, imported = (
+        FrameStore.build_or_open(place, tmp_path / "cache") for place in (source, tmp_path / "out")
+    )
+    assert [name.split(".")[0] for name in imported.episodes.names] == [
+        name.split(".")[0] for name in here.episodes.names
+    ]
+    for key in here.arrays:
+        np.testing.assert_array_equal(here.arrays[key], imported.arrays[key], key)
+    for left_out in (told, here.damaged):
+        assert {name.removesuffix(".npz"): reason for name, reason in left_out} == LEFT_OUT
+    discount = here.arrays["discount"].reshape(-1, 30)
+    assert np.isin(discount, (0, 1)).all()
+    for name, rows in zip(here.episodes.names, discount, strict=True):
+        kind, i = name.removesuffix(".npz").split("-")
+        assert np.flatnonzero(rows == 0).tolist() == ENDS.get(kind, ([], [], []))[int(i)], name
+    of_grey = here.arrays["image"][here.episodes.starts[here.episodes.names.index("grey-1.npz")]]
+    np.testing.assert_array_equal(of_grey, np.repeat(grey(1)[0], 3, -1))
+
+
+def test_no_most_common_size_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+    for i in range(4):
+        np.savez(tmp_path / "source" / f"{i}.npz", **arrays(i, 2 + i % 2))
+    with pytest.raises(UserError, match="2 episodes each have actions of 2 and 3 numbers"):
+        FrameStore.build_or_open(tmp_path / "source", tmp_path / "cache")
+    for argv in (["import", "source", "out"], ["inspect", "source"]):
+        assert main(argv) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "source: 2 episodes each have actions of 2 and 3 numbers" in error
+    assert not list((tmp_path / "out").glob("*.npz"))
+    assert FrameStore.build_or_open(tmp_path / "source", tmp_path / "cache", "source")
+    np.savez(tmp_path / "source" / "4.npz", **arrays(4, 3))
+    np.savez(
+        tmp_path / "source" / "5.npz", **{**arrays(5, 3), "image": np.zeros((30, 84, 84), np.uint8)}
+    )
+    assert main(["inspect", "source", "--sample", "2"]) == 0  # which may be another than most
+    assert "5: its actions have 3 numbers, those of 0 have 2" in capsys.readouterr().out
+
+
+def test_what_an_import_would_change_is_imported(tmp_path):
+    """Pictures of other sizes, files in folders, actions outside of -1 to 1, and those of a row
+    0, the reset's, which the import takes away."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for i in range(3):
+        np.savez(source / f"{i}.npz", **arrays(i))
+    assert datasets.is_ready(source)
+    for change in (
+        {"image": np.zeros((30, 84, 84, 3), np.uint8)},
+        {"image": np.zeros((30, 3, 84, 84), np.uint8)},
+        {"action": 3 * arrays()["action"]},
+        {"action": np.full((30, 2), 0.5)},
+        {"reward": np.ones(30)},
+    ):
+        np.savez(source / "3.npz", **{**arrays(3), **change})
+        assert not datasets.is_ready(source)
+    (source / "3.npz").unlink()
+    (source / "more").mkdir()
+    assert datasets.is_ready(source)
+    np.savez(source / "more" / "a.npz", **arrays(4))
+    assert not datasets.is_ready(source)
+
+
+def test_a_stray_archive_makes_no_folder_of_episodes(tmp_path):
+    (tmp_path / "calibration.npz").touch()
+    for i in range(2):
+        (tmp_path / f"{i}.mp4").touch()
+    assert not datasets.is_ready(tmp_path)
+
+
+def test_one_hot_actions_name_the_flag(tmp_path, tiny_config):
+    one_hot = np.eye(4, dtype=np.float32)[np.arange(30) % 4]
+    one_hot[0] = 0
+    for name, size in (("one_hot", 4), ("other", 2)):
+        (tmp_path / name).mkdir()
+        np.savez(
+            tmp_path / name / "a.npz",
+            **{**arrays(0, size), **({"action": one_hot} if size == 4 else {})},
+        )
+    store, other = (
+        FrameStore.build_or_open(tmp_path / name, tmp_path / "cache")
+        for name in ("one_hot", "other")
+    )
+    words = "one-hot, each one of 4: --task none --action.discrete true"
+    for flags in ({"task": "none"}, {"task": "none", "action.size": 2}, {"action.size": 4}, {}):
+        config = tiny_config("metaworld veorl", {"action.size": 4, **flags})
+        with pytest.raises(UserError, match=words):
+            datasets.action_space(config, store)
+    flags = {"task": "none", "action.discrete": True}
+    space = datasets.action_space(tiny_config("metaworld veorl", flags), store)
+    assert space.size == 4 and space.discrete
+    datasets.check_actions(store, datasets.action_bounds(store), space)
+    assert not datasets.action_space(
+        tiny_config("metaworld veorl", {"task": "none"}), other
+    ).discrete
+    with pytest.raises(UserError, match="wants one-hot actions, but these are not"):
+        datasets.check_actions(other, datasets.action_bounds(other), space)
