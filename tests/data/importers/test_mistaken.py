@@ -14,7 +14,7 @@ import pytest
 
 from veorl_tf.__main__ import main
 from veorl_tf.core.errors import UserError
-from veorl_tf.data.importers.base import explained
+from veorl_tf.data.importers.base import with_cause
 from veorl_tf.data.importers.registry import formats
 from veorl_tf.data.importers.work import import_item, look_at_item
 from veorl_tf.data.mistaken import mistaken
@@ -79,7 +79,7 @@ def lost(format: str, source: Path, out: Path) -> dict[str, set[str]]:
     """What is told of a source's files, by an import and by a look at it."""
     reader, left_out = formats()[format], []
     common = [asdict(item) for item in reader.items(source, fuzzing.OPTIONS, left_out.append)]
-    listed = {str(explained(source, problem)) for problem in left_out}
+    listed = {str(with_cause(source, problem)) for problem in left_out}
     told = {"import": set(listed), "inspect": set(listed)}
     for item in common:
         arguments = (format, str(source), item, asdict(fuzzing.OPTIONS))
