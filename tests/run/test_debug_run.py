@@ -13,7 +13,7 @@ from veorl_tf.core.errors import Interrupted
 from veorl_tf.core.metrics import describe, read_metrics
 from veorl_tf.run import job
 from veorl_tf.run.directory import load_weights, open_run
-from veorl_tf.run.evaluate import Evaluator
+from veorl_tf.run.evaluate import FIRST_GOAL, TRAINING_GOAL, Evaluator
 
 STAGES = {
     "veorl": ["abstraction", "model", "behavior"],
@@ -228,11 +228,15 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
             "log.final_episodes": 1,
         },
     )
-    evaluate = Evaluator.run
+    evaluate, goals = Evaluator.run, []
 
-    def interrupted(*args):
+    def interrupted(*args, **more):
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*args)
+        return evaluate(*args, **more)
+
+    def watched(*args, first_goal=FIRST_GOAL):
+        goals.append(first_goal)
+        return evaluate(*args, first_goal=first_goal)
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "run", interrupted)
@@ -240,7 +244,9 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
             with pytest.raises(Interrupted):
                 job.run(config, open_run(config, ["x"]), strict=True)
             assert checkpoint.names(tmp_path / "run" / "checkpoints") == ["update-1-000000002"]
+    monkeypatch.setattr(Evaluator, "run", watched)
     result = job.run(config, open_run(config, ["x"]), strict=True)
+    assert goals == [TRAINING_GOAL, FIRST_GOAL, FIRST_GOAL], "the last ones have goals of their own"
     steps = [
         (line["step"], "evaluation/return" in line)
         for line in read_metrics(tmp_path / "run" / "metrics.jsonl")

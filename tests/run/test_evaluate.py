@@ -8,7 +8,7 @@ import pytest
 
 from veorl_tf.core.errors import MachineError, UserError
 from veorl_tf.run import evaluate
-from veorl_tf.run.evaluate import FIRST_GOAL, Evaluator, Scores, agent_policy, random_policy
+from veorl_tf.run.evaluate import FIRST_GOAL, AgentPolicy, Evaluator, Scores, random_policy
 
 SPEC = {
     "task": "metaworld_door_close",
@@ -86,8 +86,13 @@ def test_an_agent_too(evaluator, tiny_config):
     from veorl_tf.agents.registry import make_agent
 
     agent = make_agent(tiny_config("metaworld dreamerv2"), ActionSpace(4, False))
-    runs = [evaluator.run(agent_policy(agent, seed, WORKERS), EPISODES) for seed in (0, 0, 1)]
-    assert runs[0].returns == runs[1].returns != runs[2].returns
+    policy = AgentPolicy(agent, 0, WORKERS, update=6)
+    others = [
+        AgentPolicy(agent, seed, WORKERS, update) for seed, update in ((0, 6), (1, 6), (0, 5))
+    ]
+    once, again, *changed = [evaluator.run(p, EPISODES).returns for p in (policy, *others)]
+    assert once == again == evaluator.run(policy, EPISODES).returns
+    assert once not in changed and changed[0] != changed[1]
 
 
 def test_every_policy_gets_the_same_goals(evaluator, undisturbed):

@@ -77,9 +77,9 @@ def inputs() -> dict[str, np.ndarray]:
 
 def live(agent, inputs) -> np.ndarray:
     """Actions [STEPS, ROWS, A] of the policy that evaluations run."""
-    from veorl_tf.run.evaluate import agent_policy
+    from veorl_tf.run.evaluate import AgentPolicy
 
-    policy = agent_policy(agent, SEED, ROWS)
+    policy = AgentPolicy(agent, SEED, ROWS)
     return np.stack(
         [
             policy(image, first, step)

@@ -78,14 +78,14 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def _evaluate(logdir: Path, config: Config, options: Config) -> dict:
-    from veorl_tf.run.evaluate import FIRST_GOAL, OTHER_GOAL, Evaluator, agent_policy, random_policy
+    from veorl_tf.run.evaluate import FIRST_GOAL, OTHER_GOAL, AgentPolicy, Evaluator, random_policy
 
     recording = new_folder("--record", options.record) if options.record else None
     blind = options.policy == "random" and options.videos == 0 and not recording
     spec = {"task": config.task, **env_options(config), "render": not blind}
     if options.policy == "agent":
-        agent, name, _ = load_agent(logdir, config, options.checkpoint)
-        policy = agent_policy(agent, options.seed, options.workers)
+        agent, name, manifest = load_agent(logdir, config, options.checkpoint)
+        policy = AgentPolicy(agent, options.seed, options.workers, manifest["step"])
     else:
         name = "random"
         policy = random_policy(

@@ -13,8 +13,10 @@ from veorl_tf.core.errors import MachineError, warn
 from veorl_tf.core.progress import progress
 from veorl_tf.run.simulators import simulator_errors
 
-FIRST_GOAL = 1_000_000_000  # goal seed of evaluation episode 0, above those of any dataset
-OTHER_GOAL = 1_500_000_000  # of episodes for training on, and above those
+# Goal seed of an evaluation's episode 0, above those of any dataset.
+FIRST_GOAL = 1_000_000_000  # of the evaluation that ends a run, and of those asked for
+TRAINING_GOAL = 1_250_000_000  # of those while training, which choices may be made by
+OTHER_GOAL = 1_500_000_000  # of episodes for training on
 PATIENCE = 3  # failures of one episode's simulator before the evaluation gives up
 
 
@@ -221,22 +223,28 @@ def random_policy(action_size: int, discrete: bool, seed: int, workers: int) -> 
     return act
 
 
-def agent_policy(agent, seed: int, workers: int) -> Policy:
-    """The agent's policy (latents sampled, the actor's mode), compiled for `workers` rows."""
-    import tensorflow as tf
+class AgentPolicy:
+    """An agent's policy (latents sampled, the actor's mode), compiled once for `workers` rows.
 
-    base = tf.constant(seeds.graph_seed(seed, "evaluate"))
-    state = agent.initial(workers)
+    Its noise derives from (seed, `update`, step), `update` being how many updates made the weights.
+    """
 
-    @tf.function(autograph=False)
-    def graph(image, is_first, state, step):
-        return agent.policy(image, is_first, state, tf.random.fold_in(base, step))
+    def __init__(self, agent, seed: int, workers: int, update: int = 0):
+        import tensorflow as tf
 
-    def act(image, is_first, step):
-        nonlocal state
-        action, state = graph(
-            tf.constant(image), tf.constant(is_first), state, tf.constant(step, tf.int32)
-        )
+        self.update, self._state = update, agent.initial(workers)
+        base = tf.constant(seeds.graph_seed(seed, "evaluate"))
+
+        def graph(image, is_first, state, update, step):
+            noise = tf.random.fold_in(tf.random.fold_in(base, update), step)
+            return agent.policy(image, is_first, state, noise)
+
+        self._graph = tf.function(graph, autograph=False)
+
+    def __call__(self, image: np.ndarray, is_first: np.ndarray, step: int) -> np.ndarray:
+        import tensorflow as tf
+
+        seen = tf.constant(image), tf.constant(is_first), self._state
+        index = tf.constant(self.update, tf.int32), tf.constant(step, tf.int32)
+        action, self._state = self._graph(*seen, *index)
         return action.numpy()
-
-    return act

@@ -129,12 +129,12 @@ def conclude(training) -> None:
 
 def final_evaluation(training) -> dict:
     """The trained policy, a random one on the same first goals, and the data's own scores."""
-    from veorl_tf.run.evaluate import Evaluator, agent_policy, random_policy
+    from veorl_tf.run.evaluate import AgentPolicy, Evaluator, random_policy
 
     config, directory = training.config, training.directory
     workers = config.env.workers
     with StopRequest(at_once=True):
-        policy = agent_policy(training.agent, config.seed, workers)
+        policy = AgentPolicy(training.agent, config.seed, workers, training.step)
         scores = training.evaluator.run(policy, config.log.final_episodes, 3)
         blind = {**training.evaluator.spec, "render": False}
         episodes = min(RANDOM_EPISODES, 5 * config.log.final_episodes)

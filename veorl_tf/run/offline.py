@@ -23,7 +23,7 @@ from veorl_tf.run import datasets
 from veorl_tf.run.batches import Samplers, draw_batch, samplers
 from veorl_tf.run.columns import Columns, derive, remove
 from veorl_tf.run.directory import RunDirectory, load_weights
-from veorl_tf.run.evaluate import Evaluator, agent_policy
+from veorl_tf.run.evaluate import TRAINING_GOAL, AgentPolicy, Evaluator
 from veorl_tf.run.pace import Pace, Stopwatch
 from veorl_tf.run.replicas import Replicas
 from veorl_tf.run.simulators import env_options
@@ -364,11 +364,13 @@ class OfflineTraining:
             return
         began = time.monotonic()
         if self.policy is None:  # compiled once
-            self.policy = agent_policy(self.agent, self.config.seed, self.config.env.workers)
+            self.policy = AgentPolicy(self.agent, self.config.seed, self.config.env.workers)
+        self.policy.update = self.step
         self.owes_evaluation = True
         try:
             with stop.immediate():
-                scores = self.evaluator.run(self.policy, self.config.log.eval_episodes, 1)
+                episodes = self.config.log.eval_episodes
+                scores = self.evaluator.run(self.policy, episodes, 1, first_goal=TRAINING_GOAL)
         except Interrupted:
             return
         except MachineError:
