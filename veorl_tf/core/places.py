@@ -17,9 +17,10 @@ WRONG = (
 _NAMED: dict[Path, str] = {}  # absolute paths, and what named them
 
 
-def expanded(what: str, path: str) -> Path:
+def expanded(what: str, path: str | Path) -> Path:
     """A path that a user named by `what`, a flag or an argument, its `~` replaced. From now on the
     operating system's errors there are the user's to mend. Raises UserError."""
+    path = os.fspath(path)
     if path.startswith("~") and path.partition("/")[0] == "~" and not _home():
         raise UserError(
             f"{what} {path}: HOME does not name this user's home; set it, or name a path without ~"
