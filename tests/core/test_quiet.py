@@ -58,6 +58,27 @@ def test_a_users_own_settings_have_no_effect(settings, tmp_path):
     assert file.read_text() == settings
 
 
+HOST = """
+import keras, tensorflow as tf
+from veorl_tf.nets.vision import Decoder, Encoder
+nets = Encoder("encoder", 4), Decoder("decoder", 128, 4)
+for net in nets:
+    net.build()
+print(keras.config.image_data_format(), nets[1](nets[0](tf.zeros([2, 64, 64, 3]))).shape)
+"""
+
+
+def test_a_program_that_has_set_keras_otherwise(tmp_path):
+    """A user's own, which uses our classes: its Keras stays as it is, and they do not mind."""
+    (tmp_path / ".keras").mkdir()
+    (tmp_path / ".keras" / "keras.json").write_text('{"image_data_format": "channels_first"}')
+    environ = {k: v for k, v in os.environ.items() if k != "KERAS_HOME"}  # of a test before
+    environ |= {"HOME": str(tmp_path), "KERAS_BACKEND": "tensorflow"}
+    script = [sys.executable, "-c", HOST]
+    done = subprocess.run(script, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.stdout == "channels_first (2, 64, 64, 3)\n", done.stderr
+
+
 def test_without_a_stderr():
     """In a program that is none of our commands."""
     code = "from veorl_tf.core.quiet import load_tensorflow; load_tensorflow()"

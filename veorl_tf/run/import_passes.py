@@ -73,14 +73,16 @@ class Passes:
         with progress(len(items), 0, f"looking through {self.source.name}", "items") as bar:
             for item in items:
                 try:
-                    for name in item.files:
-                        if name not in digests:
-                            digests[name] = self._digest(name)
+                    read = {n: self._digest(n) for n in item.files if n not in digests}
                 except Unreadable as problem:
                     leave_out(problem)
                 except OSError as error:
                     leave_out(Unreadable(item.name, error.strerror or str(error)))
                 else:
+                    for name, (stamp, digest) in read.items():
+                        digests[name] = digest
+                        if stamp not in self.journal.digests:
+                            self.journal.add("digests", stamp, digest)
                     made_of = [
                         [FORMAT, self.reader.name, asdict(self.options)],
                         [digests[name] for name in item.files],
@@ -94,18 +96,18 @@ class Passes:
                 bar.update()
         return keyed
 
-    def _digest(self, name: str) -> str:
-        """Of a file's content; known for files of a size and time that were read before."""
+    def _digest(self, name: str) -> tuple[str, str]:
+        """A file's name, size and time, and a hash of its content, which is known if they are."""
         path = inside(self.source, name)
         status = path.stat()
         stamp = f"{name}|{status.st_size}|{status.st_mtime_ns}"
-        if stamp not in self.journal.digests:
-            digest = hashlib.blake2b(digest_size=16)
-            with open(path, "rb") as file:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-            self.journal.add("digests", stamp, digest.hexdigest())
-        return self.journal.digests[stamp]
+        if stamp in self.journal.digests:
+            return stamp, self.journal.digests[stamp]
+        digest = hashlib.blake2b(digest_size=16)
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        return stamp, digest.hexdigest()
 
     def bounds(self, keyed: dict[str, Item], leave_out) -> list | None:
         """Lowest and highest actions of a log, as stored or, where they leave -1 to 1, as measured;

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from veorl_tf.core.errors import UserError
-from veorl_tf.core.files import atomic_write, sweep_leftovers
+from veorl_tf.core.files import atomic_write, naming, sweep_leftovers
 
 REPORT, JOURNAL, LOCK = "import.json", ".import/journal.jsonl", ".import/lock"
 ENTRY = {"files", "counts", "problems", "numbers"}  # of an item
@@ -49,7 +49,7 @@ class Journal:
         """Notes `value` under `key` in the table `of`, on disk too."""
         getattr(self, of)[key] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"of": of, "key": key, "value": value}) + "\n")
 
     def begin(self, source: Path) -> None:
