@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> int:
-    from veorl_tf.core.errors import run_main
+    from veorl_tf.core.command import run_main
 
     def train(argv):
         from veorl_tf.run import job

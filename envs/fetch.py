@@ -11,6 +11,7 @@ import io
 
 import numpy as np
 
+from envs import rendering
 from envs.base import PixelEnv
 from envs.errors import MissingDependency
 from envs.options import Options
@@ -209,8 +210,7 @@ _WORLDS: dict = {}
 
 def _world(kind: str, image_size: int) -> Fetch:
     """This process's simulator of a kind; kept, since making one costs as much as a clip."""
-    import envs
-
     if (kind, image_size) not in _WORLDS:
-        _WORLDS[kind, image_size] = envs.make(f"fetch_{kind}", image_size=image_size)
+        rendering.prepare()
+        _WORLDS[kind, image_size] = Fetch(kind, Options(image_size=image_size))
     return _WORLDS[kind, image_size]

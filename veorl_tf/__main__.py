@@ -18,7 +18,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     import importlib
 
-    from veorl_tf.core.errors import UserError, nearest, run_main
+    from veorl_tf.core.command import run_main
+    from veorl_tf.core.errors import UserError, nearest
 
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):

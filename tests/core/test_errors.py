@@ -4,7 +4,8 @@ import errno
 
 import pytest
 
-from veorl_tf.core.errors import Diverged, Interrupted, MachineError, UserError, nearest, run_main
+from veorl_tf.core.command import run_main
+from veorl_tf.core.errors import Diverged, Interrupted, MachineError, UserError, nearest
 
 
 def raising(error):

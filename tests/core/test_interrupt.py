@@ -174,7 +174,7 @@ def test_a_terminal_that_closes_hurries_nobody(numbers, code):
     somebody asks twice."""
     program = (
         "import os, signal, sys\n"
-        "from veorl_tf.core.errors import run_main\n"
+        "from veorl_tf.core.command import run_main\n"
         "from veorl_tf.core.interrupt import StopRequest\n"
         "def command(argv):\n"
         "    with StopRequest() as stop:\n"

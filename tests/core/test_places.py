@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from veorl_tf.core.errors import MachineError, UserError, run_main
+from veorl_tf.core.command import run_main
+from veorl_tf.core.errors import MachineError, UserError
 from veorl_tf.core.files import atomic_directory, atomic_write
 from veorl_tf.core.lock import locked
 from veorl_tf.core.places import expanded, explained, named_folder, new_folder
@@ -142,7 +143,7 @@ def limited(code: str, path: Path, size: int) -> str:
 LIMITED = """
 import sys
 import numpy as np
-from veorl_tf.core.errors import run_main
+from veorl_tf.core.command import run_main
 from veorl_tf.core.lock import locked
 from veorl_tf.core.media import write_png
 from veorl_tf.core.metrics import Logger
@@ -169,7 +170,7 @@ def test_a_limit_of_the_size_of_files(tmp_path):
 HOMELESS = """
 import os, pwd, sys
 import veorl_tf.core.interrupt
-from veorl_tf.core.errors import run_main
+from veorl_tf.core.command import run_main
 from veorl_tf.core.places import expanded
 if "HOME" not in os.environ:
     os.setuid(54321)
@@ -196,7 +197,7 @@ def test_a_user_without_a_home(home):
 
 GONE = """
 import os, sys
-from veorl_tf.core.errors import run_main
+from veorl_tf.core.command import run_main
 from veorl_tf.core.places import expanded
 os.mkdir(sys.argv[1])
 os.chdir(sys.argv[1])

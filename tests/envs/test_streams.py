@@ -55,7 +55,7 @@ def test_closed_streams(closed, settled, tmp_path):
 TALKS = """
 import sys
 from envs import streams
-from veorl_tf.core.errors import run_main
+from veorl_tf.core.command import run_main
 def command(argv):
     for i in range(20_000):
         print("a line", i)

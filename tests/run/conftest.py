@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from veorl_tf.core.errors import run_main
+from veorl_tf.core.command import run_main
 from veorl_tf.core.quiet import load_tensorflow
 from veorl_tf.run.directory import RunDirectory
 

@@ -34,7 +34,7 @@ def prepare() -> None:
 
 
 def main() -> int:
-    from veorl_tf.core.errors import run_main
+    from veorl_tf.core.command import run_main
     from veorl_tf.run import job
 
     prepare()

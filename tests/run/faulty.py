@@ -47,7 +47,7 @@ def install(place: str, count: int) -> None:
 
 
 def main() -> int:
-    from veorl_tf.core.errors import run_main
+    from veorl_tf.core.command import run_main
     from veorl_tf.core.quiet import load_tensorflow
     from veorl_tf.run import job
 

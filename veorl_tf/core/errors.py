@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -60,42 +60,6 @@ MACHINE_ERRNOS = (
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 )
-
-
-def run_main(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Call `function(argv)` and turn what it raises into an exit code and at most one line on
-    stderr.
-
-    Args:
-        function: a command; returns an exit code, or None for 0.
-        argv: the arguments without the program's name.
-    Returns:
-        The process's exit code. Exceptions that are not listed here are bugs and pass through.
-    """
-    from veorl_tf.core.interrupt import StopRequest
-    from veorl_tf.core.places import explained
-
-    try:
-        with StopRequest(at_once=True):
-            return int(function(argv) or 0)
-    except (UserError, MachineError, Diverged) as error:
-        return _ended(error)
-    except Interrupted as error:
-        print(str(error), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        known = explained(error)
-        if known is None:
-            raise
-        return _ended(known)
-
-
-def _ended(error: UserError | MachineError | Diverged) -> int:
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    return error.exit_code
 
 
 def warn(message: str) -> None:
