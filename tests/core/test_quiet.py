@@ -79,6 +79,19 @@ def test_a_program_that_has_set_keras_otherwise(tmp_path):
     assert done.stdout == "channels_first (2, 64, 64, 3)\n", done.stderr
 
 
+def test_a_program_that_has_loaded_keras_on_something_else():
+    script = "import keras\nimport veorl_tf"
+    environ = {**os.environ, "KERAS_BACKEND": "numpy"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: veorl_tf needs Keras on TensorFlow, but this program has loaded Keras on "
+        "numpy: set KERAS_BACKEND=tensorflow before it imports keras"
+    )
+
+
 def test_without_a_stderr():
     """In a program that is none of our commands."""
     code = "from veorl_tf.core.quiet import load_tensorflow; load_tensorflow()"
