@@ -14,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 
+from envs import streams
 from envs.errors import RenderingError
 
 INSTALL = "apt-get install libosmesa6"
@@ -157,6 +158,7 @@ def _explain(backend: str, text: str) -> str:
 
 def main() -> int:
     """Prints one line; 0 when a frame was rendered, 4 when not."""
+    streams.settle()
     ok, reason = check()
     print(reason)
     return 0 if ok else 4

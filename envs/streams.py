@@ -70,6 +70,6 @@ class _Lasting(io.FileIO):
         except OSError as error:
             _silence(self.fileno())
             if error.errno not in GONE and self.fileno() != 2:
-                error.filename = "standard output"
+                error.filename = "/dev/stdout"
                 raise
             return len(data)

@@ -21,20 +21,18 @@ def main(argv: list[str] | None = None) -> int:
     from veorl_tf.core.command import run_main
     from veorl_tf.core.errors import UserError, nearest
 
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print("usage: python -m veorl_tf COMMAND ... (each has --help)\n")
-        print("\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()))
-        return 0 if argv else 2
-
     def command(arguments):
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print("usage: python -m veorl_tf COMMAND ... (each has --help)\n")
+            print("\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()))
+            return 0 if arguments else 2
         name, *rest = arguments
         if name not in COMMANDS:
             raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
         module, function = COMMANDS[name][0].split(":")
         return getattr(importlib.import_module(module), function)(rest)
 
-    return run_main(command, argv)
+    return run_main(command, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

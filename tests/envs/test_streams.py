@@ -95,7 +95,7 @@ def test_a_full_disk_under_stdout():
     done = shell("1>/dev/full", ["-c", TALKS])
     assert done.returncode == 4 and done.stderr.count("error: ") == 1
     assert done.stderr.endswith(
-        "No space left on device: standard output; free some, and the same command goes on\n"
+        "No space left on device: /dev/stdout; free some, and the same command goes on\n"
     )
 
 

@@ -44,6 +44,12 @@ def film(tmp_path_factory) -> Path:
     return write_mp4(tmp_path_factory.mktemp("films") / "film.mp4", frames, 10).parent
 
 
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_a_full_disk_under_stdout(words):
+    done = shell("1>/dev/full", [*PROGRAM, *words])
+    assert done.returncode == 4 and done.stderr.count("\n") == 1, done
+
+
 @pytest.mark.parametrize("closed", ["2>&-", "0<&- 1>&-", "0<&- 1>&- 2>&-"])
 def test_closed_streams(closed, film, tmp_path):
     """Exit codes are what they are with open ones, and what is made is whole."""

@@ -94,7 +94,8 @@ def _upsampled_rows(x, kernel):
         tf.transpose(quarters, [0, 2, 5, 1, 3, 4]), [taps, taps, depth, 4 * channels]
     )
     edge = [taps - 1, taps - 1]
-    cells = tf.nn.conv2d(tf.pad(x, [[0, 0], edge, edge, [0, 0]]), quarters, 1, "VALID")
+    dense = lambda x, k: tf.nn.conv2d(tf.pad(x, [[0, 0], edge, edge, [0, 0]]), k, 1, "VALID")
+    cells = added_in_float32(dense, x, quarters)
     side = cells.shape[1]
     cells = tf.reshape(cells, [-1, side, side, 2, 2 * channels])
     rows = tf.reshape(tf.transpose(cells, [0, 1, 3, 2, 4]), [-1, 2 * side * channels])
@@ -102,7 +103,8 @@ def _upsampled_rows(x, kernel):
     def gradient(upstream):
         # The transposed convolution is the gradient of this convolution.
         pixels = tf.reshape(upstream, [-1, 2 * side, 2 * side, channels])
+        back = lambda y, k: tf.nn.conv2d(y, k, 2, "VALID")
         to_kernel = kernel_gradient(pixels, x, kernel.shape, 2, "VALID")
-        return tf.nn.conv2d(pixels, kernel, 2, "VALID"), to_kernel
+        return added_in_float32(back, pixels, kernel), to_kernel
 
     return rows, gradient

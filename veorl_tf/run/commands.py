@@ -40,7 +40,7 @@ EVALUATE_HELP = {
     "workers": "simulator processes",
     "seed": "of the policy's own noise",
     "policy": "agent | random",
-    "goals": "evaluation (those of all evaluations) | other (so that they are not trained on)",
+    "goals": "evaluation (those of the one that ends a run) | other (episodes to train on)",
     "record": "new folder for all of the episodes as .npz, which can be trained on",
 }
 EXPORT = {"checkpoint": ""}

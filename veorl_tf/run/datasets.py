@@ -152,9 +152,9 @@ def action_space(config: Config, store: FrameStore | None = None):
     if store is None:
         return ActionSpace(config.action.size, config.action.discrete)
     if not config.action.discrete and _are_one_hot(store):
-        raise UserError(
-            f"{store.source}: actions are one-hot, each one of {store.action_size}: --task none "
-            f"--action.discrete true learns from them"
+        warn(
+            f"{store.source}: actions are one-hot, each one of {store.action_size}, and learnt as "
+            f"numbers: --task none --action.discrete true learns them as choices"
         )
     if store.action_size != config.action.size and config.task == "none":
         return ActionSpace(store.action_size, config.action.discrete)

@@ -369,8 +369,8 @@ class OfflineTraining:
         self.owes_evaluation = True
         try:
             with stop.immediate():
-                episodes = self.config.log.eval_episodes
-                scores = self.evaluator.run(self.policy, episodes, 1, first_goal=TRAINING_GOAL)
+                count = self.config.log.eval_episodes
+                scores = self.evaluator.run(self.policy, count, 1, first_goal=TRAINING_GOAL)
         except Interrupted:
             return
         except MachineError:
