@@ -32,7 +32,9 @@ SIGNS = {  # what begins so
     rb"Rar!\x1a\x07": f"a RAR archive{UNPACK}",
     rb".{257}ustar": f"a tar archive{UNPACK}",
 }
-ZIPPED = (".npz",)  # suffixes of files that are zip archives
+# Names of files which are so by their format's own rules: there it is no cause of anything.
+TFRECORD = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?(\.gz)?")
+OWN = {"gzip-compressed": TFRECORD, "a zip archive": re.compile(r".*\.npz")}
 
 
 def mistaken(path: Path) -> str | None:
@@ -46,5 +48,6 @@ def mistaken(path: Path) -> str | None:
         return "empty file"
     for sign, what in SIGNS.items():
         if re.match(sign, head, re.IGNORECASE | re.DOTALL):
-            return None if "zip archive" in what and path.suffix in ZIPPED else what
+            own = OWN.get(what.removesuffix(UNPACK))
+            return None if own and own.fullmatch(path.name) else what
     return None
