@@ -1,5 +1,8 @@
 """A folder of episodes means the same to training where it lies and imported."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 
@@ -83,6 +86,45 @@ def test_the_same_in_place_and_imported(tmp_path):
         assert np.flatnonzero(rows == 0).tolist() == ENDS.get(kind, ([], [], []))[int(i)], name
     of_grey = here.arrays["image"][here.episodes.starts[here.episodes.names.index("grey-1.npz")]]
     np.testing.assert_array_equal(of_grey, np.repeat(grey(1)[0], 3, -1))
+
+
+NO_FILES = {
+    "6.npz": "a git-annex link to what is not here: fetch the file with `git annex get`",
+    "7.npz": "no regular file",
+    "8.npz": "no regular file",
+    "9.npz": "a link that leads nowhere",
+}
+
+
+def test_what_is_no_file_is_named_and_left_out(tmp_path, monkeypatch, capfd):
+    """Links that lead nowhere, a folder and a pipe, in place and imported."""
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "source"
+    (source / "7.npz").mkdir(parents=True)
+    for i in range(3):
+        np.savez(source / f"{i}.npz", **arrays(i))
+    (source / "6.npz").symlink_to("../.git/annex/objects/aa/MD5E-s12--ab.npz")
+    os.mkfifo(source / "8.npz")
+    (source / "9.npz").symlink_to("nowhere")
+    assert datasets.is_ready(source)
+    here = FrameStore.build_or_open(source, tmp_path / "cache")
+    assert dict(here.damaged) == NO_FILES and len(here.episodes) == 3
+    assert main(["import", "source", "out"]) == 3
+    told = json.loads((tmp_path / "out/import.json").read_text())["left_out"]
+    assert dict(told) == NO_FILES and len(list((tmp_path / "out").glob("*.npz"))) == 3
+    assert FrameStore.build_or_open(source, tmp_path / "cache").episodes.names == (
+        here.episodes.names
+    )
+    capfd.readouterr()
+    for argv in ([], ["--format", "episodes"]):
+        assert main(["inspect", "source", *argv]) == 0
+        printed = capfd.readouterr().out
+        assert all(f"{name}: {reason}" in printed for name, reason in NO_FILES.items())
+    for i in range(3):
+        (source / f"{i}.npz").unlink()
+    assert main(["import", "source", "other"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "6.npz: a git-annex link" in line
 
 
 def test_no_most_common_size_is_refused_in_one_line(tmp_path, monkeypatch, capsys):

@@ -25,7 +25,7 @@ from veorl_tf.core.arrays import READ_ERRORS, npz_headers, write_npz
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.data.layout import MAX_PIXELS, absurd, channels, picture_size, rgb
-from veorl_tf.data.mistaken import mistaken
+from veorl_tf.data.mistaken import mistaken, no_file
 
 SOURCE_KEYS = ("image",)
 TARGET_KEYS = ("image", "action", "reward", "discount", "success")
@@ -170,8 +170,8 @@ def scan(
     Args:
         kind: 'target' (image, action, reward needed) or 'source' (image needed).
     Returns:
-        Episodes in the order of their names, and the files that are none. Damage inside an array's
-        data shows only when it is read.
+        Episodes in the order of their names, and what is none: damaged files, links that lead
+        nowhere, folders and pipes. Damage inside an array's data shows only when it is read.
     Raises:
         UserError: no such directory.
     """
@@ -181,17 +181,26 @@ def scan(
     episodes, damaged = [], []
     for path in sorted(path for path in directory.glob("*.npz") if path.name[0] != "."):
         try:
-            status = os.stat(path)
-            headers = _headers(path)
-            length = _check_headers(path, headers, kind)
+            episodes.append(episode_info(path, kind))
         except DamagedEpisode as error:
             damaged.append(error)
-        else:
-            episodes.append(EpisodeInfo(path, length, headers, status.st_size, status.st_mtime_ns))
     if kind == "target":
         episodes, odd = _of_usual_actions(directory, episodes)
         damaged += odd
     return episodes, damaged
+
+
+def episode_info(path: Path, kind: str = "target") -> EpisodeInfo:
+    """What the headers of a `target` or `source` episode tell. Raises DamagedEpisode."""
+    if reason := no_file(path):
+        raise DamagedEpisode(path, reason)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DamagedEpisode(path, error.strerror or str(error)) from None
+    headers = _headers(path)
+    length = _check_headers(path, headers, kind)
+    return EpisodeInfo(path, length, headers, status.st_size, status.st_mtime_ns)
 
 
 def odd_sizes(where: Path, sizes: Mapping[str, int]) -> dict[str, str]:

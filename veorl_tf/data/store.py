@@ -206,7 +206,7 @@ def _recipe(infos: Sequence[EpisodeInfo], damaged: Sequence[DamagedEpisode], kin
     """Hash of what the store is made from. A damaged file counts too: mended, it must come in."""
     files = [(info.path.name, info.size, info.mtime_ns) for info in infos]
     for error in damaged:
-        status = error.path.stat()
+        status = error.path.stat() if error.path.exists() else error.path.lstat()
         files.append((error.path.name, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps([FORMAT, kind, sorted(files)]).encode()).hexdigest()
 

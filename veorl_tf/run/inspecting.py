@@ -18,7 +18,7 @@ from veorl_tf.core.media import grid, write_png
 from veorl_tf.core.places import expanded, named_folder
 from veorl_tf.data.episodes import odd_sizes
 from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable, with_cause
-from veorl_tf.data.importers.registry import find
+from veorl_tf.data.importers.registry import beside, find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
 from veorl_tf.run.datasets import is_ready
 from veorl_tf.run.import_flags import IMPORT, IMPORT_HELP, options_of
@@ -86,7 +86,8 @@ def _pictures_here(source: Path) -> list[np.ndarray]:
 def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     """A table of what an import would find, and pictures `[PICTURES, 64, 64, 3]` of items."""
     options = options_of(flags)
-    reader, left_out = find(source, flags.format), []
+    reader = find(source, flags.format)
+    left_out = beside(source, reader)
     items = list(reader.items(source.absolute(), options, left_out.append))
     chosen = spaced(items, flags.sample or len(items))
     looks = look_at(reader.name, source.absolute(), chosen, options, flags.timeout)
