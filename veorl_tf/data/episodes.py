@@ -110,12 +110,15 @@ def save_episode(
     return path
 
 
-def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[str, np.ndarray]:
+def load_episode(
+    path: str | Path, keys: Sequence[str] = TARGET_KEYS, between: Counter | None = None
+) -> dict[str, np.ndarray]:
     """Read the named keys of an episode.
 
     Args:
         keys: TARGET_KEYS, SOURCE_KEYS or some of them. Missing discounts become 1, or 0 where
-            `is_terminal` says so, missing successes 0.
+            `is_terminal` is above 0, missing successes 0.
+        between: is told how often each stored discount between 0 and 1 occurs; they count as 1.
     Returns:
         image uint8 [n, H, W, 3], also of grey pictures; action float32 [n, A], reward, success
         float32 [n]; discount float32 [n], 0 or 1.
@@ -124,32 +127,43 @@ def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[st
             type, or a number that is not finite.
     """
     path = Path(path)
-    length = _check_headers(
-        path, _headers(path), "source" if set(keys) <= set(SOURCE_KEYS) else "target"
-    )
-    episode = {}
+    headers = _headers(path)
+    length = _check_headers(path, headers, "source" if set(keys) <= set(SOURCE_KEYS) else "target")
+    ends = ENDS in headers and "discount" not in headers
+    stored = [ENDS if key == "discount" and ends else key for key in keys]
+    read = {}
     try:
         with np.load(path, allow_pickle=False) as archive:
-            for key in keys:
-                stored = ENDS if key == "discount" and key not in archive.files else key
-                if stored in archive.files:
-                    array = archive[stored]
-                    episode[key] = rgb(array) if key == "image" else _float32(array)
-                    if stored == ENDS:
-                        episode[key] = 1 - episode[key]
+            for key in stored:
+                if key in headers:
+                    array = archive[f"{key}.npy"]
+                    read[key] = rgb(array) if key == "image" else _float32(array)
                 else:
-                    episode[key] = np.full(length, OPTIONAL[key], np.float32)
+                    read[key] = np.full(length, OPTIONAL[key], np.float32)
     except READ_ERRORS as error:
         raise DamagedEpisode(path, f"cannot be read: {error}") from None
-    for key, array in episode.items():
+    for key, array in read.items():
         if key not in ("image", "action"):
-            episode[key] = array = array.reshape(length)
+            read[key] = array = array.reshape(length)
         if key != "image" and not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise DamagedEpisode(path, f"{key} holds a number that is not finite, in row {row}")
+    episode = dict(zip(keys, read.values(), strict=True))
     if "discount" in episode:
-        episode["discount"] = np.float32(episode["discount"] > 0)
+        discount = episode["discount"]
+        if between is not None and not ends:
+            inner = discount[(discount > 0) & (discount < 1)]
+            between.update(float(f"{value:.4g}") for value in inner)
+        episode["discount"] = np.float32((discount > 0) != ends)
     return episode
+
+
+def about_between(where: Path, between: Mapping[float, int]) -> str:
+    """What is said of discounts between 0 and 1, by how often each occurs."""
+    return (
+        f"{where}: {sum(between.values()):,} discounts lie between 0 and 1 and count as 1, as "
+        f"{max(between, key=between.get):g} does: --behavior.gamma is what discounts"
+    )
 
 
 def stored_keys(path: str | Path) -> tuple[str, ...]:

@@ -95,7 +95,9 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     problems = [[problem.name, problem.reason] for problem in left_out]
     problems += [problem for one in looks for problem in one["problems"]]
     seen = {item.name: one for item, one in zip(chosen, looks) if one.get("frames")}
-    odd = _odd(source, seen, len(chosen) == len(items))
+    sized = {item.name: size for item, one in zip(chosen, looks) if (size := _action_size(one))}
+    odd = _odd(source, sized, len(chosen) == len(items))
+    odd = {name: reason for name, reason in odd.items() if name in seen}
     problems += [[name, reason] for name, reason in odd.items()]
     seen = {name: one for name, one in seen.items() if name not in odd}
     looks = list(seen.values())
@@ -120,10 +122,13 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     return text, [padded(one["pictures"], PICTURES) for one in looks]
 
 
-def _odd(source: Path, looks: Mapping[str, dict], whole: bool) -> dict[str, str]:
+def _action_size(look: Mapping) -> int | None:
+    return len(look["low"]) if "low" in look else look.get("size")
+
+
+def _odd(source: Path, sizes: Mapping[str, int], whole: bool) -> dict[str, str]:
     """Which items an import leaves out for the size of their actions, and why. A sample does not
     tell which size is the most common: where it has no such the first counts. Raises UserError."""
-    sizes = {name: len(one["low"]) for name, one in looks.items() if "low" in one}
     try:
         return odd_sizes(source, sizes)
     except UserError:

@@ -143,7 +143,8 @@ class Log(Reader):
         order and may raise Unreadable then. Where there are any: `action [m, A]`, `reward [m]`,
         `terminal [m]` (true where an episode ended for good), `success [m]`, m = n or, of leaving
         ones, n - 1; and `bounds`, a pair of `[A]`, the range that actions can have. `left_out`, if
-        there is any, lists as Unreadable what of the item is not among them.
+        there is any, lists as Unreadable what of the item is not among them; `between` counts its
+        discounts between 0 and 1, if any, by value.
         """
         raise NotImplementedError("episode(source, item, options) -> arrays")
 
@@ -151,6 +152,11 @@ class Log(Reader):
         """`action` and `bounds` of an item, if it has any; readers that need not look at pictures
         for them say so."""
         return self.episode(source, item, options)
+
+    def action_size(self, source: Path, item: Item) -> int | None:
+        """Numbers per action of an item that cannot be read, where its header still tells: it
+        counts when the usual size is sought."""
+        return None
 
 
 def aligned(arrays: Mapping[str, Any], alignment: Alignment) -> dict[str, np.ndarray]:
