@@ -158,3 +158,25 @@ def test_no_format_is_named_for_what_it_cannot_read(samples, tmp_path):
     (tmp_path / "source/0.npz").write_bytes(POINTER)
     told = [str(problem) for problem in beside(tmp_path / "source", formats()["video"])]
     assert told == [f"0.npz: {mistaken(tmp_path / 'source/0.npz')}"]
+
+
+@pytest.mark.parametrize(
+    "format, name",
+    [
+        ("lerobot", "meta/info.json"),
+        ("minari", "toy/data/metadata.json"),
+        ("rlds", "dataset_info.json"),
+        ("rlds", "features.json"),
+    ],
+)
+def test_a_format_whose_index_is_none_is_not_taken_for_another(
+    format, name, samples, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(samples[format], tmp_path / "source")
+    path = next((tmp_path / "source").rglob(Path(name).name), tmp_path / "source" / name)
+    path.write_bytes(POINTER)
+    for argv in (["inspect", "source"], ["import", "source", "out"]):
+        assert main(argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert path.name in line and "git lfs pull" in line

@@ -62,6 +62,11 @@ SUFFIXES = {  # of the files that readers look for by name
     "bridge": PLAIN["images"],
     "cliplist": PLAIN["video"],
 }
+INDEXES = {  # files that tell a format by what they hold
+    "lerobot": ("meta/info.json",),
+    "minari": ("data/metadata.json",),
+    "rlds": ("dataset_info.json", "features.json"),
+}
 PAGES = (".html", ".htm", ".xml")  # which are what they look like
 
 
@@ -77,11 +82,26 @@ def find(source: Path, name: str = "auto") -> Reader:
     for reader in known.values():
         if reader.name not in PLAIN and reader.detect(source):
             return reader
+    _check_indexes(source)
     counts = plain_files(source)
     for name in sorted(counts, key=counts.get, reverse=True):
         if known[name].detect(source):
             return known[name]
     raise UserError(_unknown(source, known))
+
+
+def _check_indexes(source: Path) -> None:
+    """Raises UserError where a file that would tell the format holds none of its data: what lies
+    beside it must not be taken for another format's."""
+    names = {Path(index).name for indexes in INDEXES.values() for index in indexes}
+    for path in files(source, names.__contains__):
+        for format, indexes in INDEXES.items():
+            if path.as_posix().endswith(tuple(f"/{index}" for index in indexes)):
+                if cause := mistaken(path):
+                    raise UserError(
+                        f"{path}: {cause} (it would say how to read {format}; --format reads the "
+                        f"files beside it as they are)"
+                    )
 
 
 def _unknown(source: Path, known: Iterable[str]) -> str:
