@@ -232,9 +232,13 @@ def odd_sizes(where: Path, sizes: Mapping[str, int]) -> dict[str, str]:
             f"{where}: {counts[0][1]} episodes each have actions of {both} numbers; put them in "
             f"folders of their own"
         )
-    usual = counts[0][0] if counts else 0
+    return unlike(sizes, counts[0][0] if counts else 0, "most")
+
+
+def unlike(sizes: Mapping[str, int], usual: int, whose: str) -> dict[str, str]:
+    """As `odd_sizes`, of episodes with another than the `usual` size, that of `whose` actions."""
     return {
-        name: f"its actions have {size} numbers, those of most have {usual}"
+        name: f"its actions have {size} numbers, those of {whose} have {usual}"
         for name, size in sizes.items()
         if size != usual
     }

@@ -16,7 +16,7 @@ from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.media import grid, write_png
 from veorl_tf.core.places import expanded, named_folder
-from veorl_tf.data.episodes import odd_sizes
+from veorl_tf.data.episodes import odd_sizes, unlike
 from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable, with_cause
 from veorl_tf.data.importers.registry import beside, find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
@@ -135,11 +135,7 @@ def _odd(source: Path, sizes: Mapping[str, int], whole: bool) -> dict[str, str]:
         if whole:
             raise
     first, usual = next(iter(sizes.items()))
-    odd = {name: size for name, size in sizes.items() if size != usual}
-    return {
-        n: f"its actions have {size} numbers, those of {first} have {usual}"
-        for n, size in odd.items()
-    }
+    return unlike(sizes, usual, first)
 
 
 def look_at(format: str, source: Path, items: Sequence[Item], options: Options, timeout: float):
