@@ -210,3 +210,13 @@ def test_scan(tmp_path):
     assert infos[0].size == (tmp_path / "0.npz").stat().st_size
     with pytest.raises(UserError, match="no such directory"):
         scan(tmp_path / "missing")
+
+
+def test_what_is_no_array_is_passed_by(tmp_path):
+    """As NumPy does; a text under an array's name hides no array."""
+    path = save_episode(tmp_path, episode(), "a.npz")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.txt", "hello")
+        archive.writestr("image", "no array")
+    np.testing.assert_array_equal(load_episode(path)["image"], episode()["image"])
+    assert [info.length for info in scan(tmp_path)[0]] == [7] and not scan(tmp_path)[1]

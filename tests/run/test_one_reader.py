@@ -1,5 +1,8 @@
 """A folder of episodes means the same to training where it lies and imported."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 
@@ -42,17 +45,19 @@ CHANGES = {  # what is different in each of three episodes
     "not_finite": [{}, {"reward": np.where(ROWS == 3, np.nan, 0)}, {}],
     "other_action": [{}, {"action": arrays(1, 3)["action"]}, {}],
     "ends_short": [{"is_terminal": ROWS[1:] > 0}, {}, {}],
+    "uncertain": [{"is_terminal": np.where(ROWS == 29, i, 0)} for i in (0.5, np.nan, -1)],
     "nonsense": [{"image": np.zeros((30, 64, 64, 4), np.uint8)}, {"action": ROWS}, {}],
 }
 LEFT_OUT = {
     "not_finite-1": "reward holds a number that is not finite, in row 3",
     "other_action-1": "its actions have 3 numbers, those of most have 2",
     "ends_short-0": "is_terminal is [29]; [30] expected for 30 frames",
+    "uncertain-1": "is_terminal holds a number that is not finite, in row 29",
     "nonsense-0": "image is uint8 [30, 64, 64, 4]; uint8 [n, H, W, 3], or grey, expected",
     "nonsense-1": "action is [30]; [30, A] expected for 30 frames",
     "lfs": "a Git LFS pointer: fetch the file with `git lfs pull`",
 }
-ENDS = {"is_terminal": ([29], [12], []), "discount": ([29], [29], [])}
+ENDS = {"is_terminal": ([29], [12], []), "discount": ([29], [29], []), "uncertain": ([29], [], [])}
 ENDS |= dict.fromkeys(("both", "rows_of_one"), ([29], [29], [29]))
 
 
@@ -83,6 +88,79 @@ def test_the_same_in_place_and_imported(tmp_path):
         assert np.flatnonzero(rows == 0).tolist() == ENDS.get(kind, ([], [], []))[int(i)], name
     of_grey = here.arrays["image"][here.episodes.starts[here.episodes.names.index("grey-1.npz")]]
     np.testing.assert_array_equal(of_grey, np.repeat(grey(1)[0], 3, -1))
+
+
+NO_FILES = {
+    "6.npz": "a git-annex link to what is not here: fetch the file with `git annex get`",
+    "7.npz": "no regular file",
+    "8.npz": "no regular file",
+    "9.npz": "a link that leads nowhere",
+}
+
+
+def test_headers_tell_the_usual_size_of_actions(tmp_path, monkeypatch, capfd):
+    """An episode that cannot be read counts by its header, in place and imported."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+    np.savez("source/0.npz", **arrays(0))
+    np.savez("source/1.npz", **{**arrays(1), "action": np.full((30, 2), np.nan)})
+    np.savez("source/2.npz", **arrays(2, 3))
+    told = {
+        "1": "action holds a number that is not finite, in row 0",
+        "2": "its actions have 3 numbers, those of most have 2",
+    }
+    here = FrameStore.build_or_open("source", tmp_path / "cache")
+    assert {name.removesuffix(".npz"): reason for name, reason in here.damaged} == told
+    skipped = import_source(tmp_path / "source", tmp_path / "out", Options(), workers=2).skipped
+    assert {name.removesuffix(".npz"): reason for name, reason in skipped} == told
+    assert main(["inspect", "source", "--format", "episodes"]) == 0
+    assert f"2: {told['2']}" in capfd.readouterr().out
+
+
+def test_discounts_between_0_and_1_are_told_once(tmp_path, capfd):
+    (tmp_path / "source").mkdir()
+    for i in range(2):
+        np.savez(tmp_path / f"source/{i}.npz", **arrays(i), discount=np.where(ROWS < 28, 0.99, i))
+    said = "source: 56 discounts lie between 0 and 1 and count as 1, as 0.99 does"
+    for i in range(2):
+        store = FrameStore.build_or_open(tmp_path / "source", tmp_path / "cache")
+        import_source(tmp_path / "source", tmp_path / "out", Options(), workers=2)
+        assert capfd.readouterr().err.count(said) == (0 if i else 2)
+    imported = FrameStore.build_or_open(tmp_path / "out", tmp_path / "cache")
+    for one in (store, imported):
+        assert one.arrays["discount"].tolist() == [1] * 28 + [0] * 2 + [1] * 30
+    assert said not in capfd.readouterr().err
+
+
+def test_what_is_no_file_is_named_and_left_out(tmp_path, monkeypatch, capfd):
+    """Links that lead nowhere, a folder and a pipe, in place and imported."""
+    monkeypatch.chdir(tmp_path)
+    source = tmp_path / "source"
+    (source / "7.npz").mkdir(parents=True)
+    for i in range(3):
+        np.savez(source / f"{i}.npz", **arrays(i))
+    (source / "6.npz").symlink_to("../.git/annex/objects/aa/MD5E-s12--ab.npz")
+    os.mkfifo(source / "8.npz")
+    (source / "9.npz").symlink_to("nowhere")
+    assert datasets.is_ready(source)
+    here = FrameStore.build_or_open(source, tmp_path / "cache")
+    assert dict(here.damaged) == NO_FILES and len(here.episodes) == 3
+    assert main(["import", "source", "out"]) == 3
+    told = json.loads((tmp_path / "out/import.json").read_text())["left_out"]
+    assert dict(told) == NO_FILES and len(list((tmp_path / "out").glob("*.npz"))) == 3
+    assert FrameStore.build_or_open(source, tmp_path / "cache").episodes.names == (
+        here.episodes.names
+    )
+    capfd.readouterr()
+    for argv in ([], ["--format", "episodes"]):
+        assert main(["inspect", "source", *argv]) == 0
+        printed = capfd.readouterr().out
+        assert all(f"{name}: {reason}" in printed for name, reason in NO_FILES.items())
+    for i in range(3):
+        (source / f"{i}.npz").unlink()
+    assert main(["import", "source", "other"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "6.npz: a git-annex link" in line
 
 
 def test_no_most_common_size_is_refused_in_one_line(tmp_path, monkeypatch, capsys):

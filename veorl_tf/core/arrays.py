@@ -53,7 +53,8 @@ def write_npz(
 
 
 def npz_headers(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of every array of an archive, without reading the arrays.
+    """Shape and dtype of every array of an archive, without reading the arrays. Members that are
+    none are passed by.
 
     Raises one of READ_ERRORS for a damaged archive.
     """
@@ -62,9 +63,13 @@ def npz_headers(path: str | Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]
         for info in archive.infolist():
             name = info.filename
             # A damaged length makes of the entries that follow a part of this one.
-            if not name.endswith(".npy") or b"PK" in info.extra + info.comment:
+            if b"PK" in info.extra + info.comment:
                 raise ValueError(f"its list of arrays is damaged at {name!r}")
             with archive.open(name) as member:
+                if not name.endswith(".npy"):
+                    if member.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+                        raise ValueError(f"its list of arrays is damaged at {name!r}")
+                    continue
                 version = np.lib.format.read_magic(member)
                 if version == (1, 0):
                     shape, _, dtype = np.lib.format.read_array_header_1_0(member)

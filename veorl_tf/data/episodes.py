@@ -25,7 +25,7 @@ from veorl_tf.core.arrays import READ_ERRORS, npz_headers, write_npz
 from veorl_tf.core.errors import UserError
 from veorl_tf.core.files import atomic_write
 from veorl_tf.data.layout import MAX_PIXELS, absurd, channels, picture_size, rgb
-from veorl_tf.data.mistaken import mistaken
+from veorl_tf.data.mistaken import mistaken, no_file
 
 SOURCE_KEYS = ("image",)
 TARGET_KEYS = ("image", "action", "reward", "discount", "success")
@@ -110,12 +110,15 @@ def save_episode(
     return path
 
 
-def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[str, np.ndarray]:
+def load_episode(
+    path: str | Path, keys: Sequence[str] = TARGET_KEYS, between: Counter | None = None
+) -> dict[str, np.ndarray]:
     """Read the named keys of an episode.
 
     Args:
         keys: TARGET_KEYS, SOURCE_KEYS or some of them. Missing discounts become 1, or 0 where
-            `is_terminal` says so, missing successes 0.
+            `is_terminal` is above 0, missing successes 0.
+        between: is told how often each stored discount between 0 and 1 occurs; they count as 1.
     Returns:
         image uint8 [n, H, W, 3], also of grey pictures; action float32 [n, A], reward, success
         float32 [n]; discount float32 [n], 0 or 1.
@@ -124,32 +127,43 @@ def load_episode(path: str | Path, keys: Sequence[str] = TARGET_KEYS) -> dict[st
             type, or a number that is not finite.
     """
     path = Path(path)
-    length = _check_headers(
-        path, _headers(path), "source" if set(keys) <= set(SOURCE_KEYS) else "target"
-    )
-    episode = {}
+    headers = _headers(path)
+    length = _check_headers(path, headers, "source" if set(keys) <= set(SOURCE_KEYS) else "target")
+    ends = ENDS in headers and "discount" not in headers
+    stored = [ENDS if key == "discount" and ends else key for key in keys]
+    read = {}
     try:
         with np.load(path, allow_pickle=False) as archive:
-            for key in keys:
-                stored = ENDS if key == "discount" and key not in archive.files else key
-                if stored in archive.files:
-                    array = archive[stored]
-                    episode[key] = rgb(array) if key == "image" else _float32(array)
-                    if stored == ENDS:
-                        episode[key] = 1 - episode[key]
+            for key in stored:
+                if key in headers:
+                    array = archive[f"{key}.npy"]
+                    read[key] = rgb(array) if key == "image" else _float32(array)
                 else:
-                    episode[key] = np.full(length, OPTIONAL[key], np.float32)
+                    read[key] = np.full(length, OPTIONAL[key], np.float32)
     except READ_ERRORS as error:
         raise DamagedEpisode(path, f"cannot be read: {error}") from None
-    for key, array in episode.items():
+    for key, array in read.items():
         if key not in ("image", "action"):
-            episode[key] = array = array.reshape(length)
+            read[key] = array = array.reshape(length)
         if key != "image" and not np.isfinite(array).all():
             row = int(np.argwhere(~np.isfinite(array))[0][0])
             raise DamagedEpisode(path, f"{key} holds a number that is not finite, in row {row}")
+    episode = dict(zip(keys, read.values(), strict=True))
     if "discount" in episode:
-        episode["discount"] = np.float32(episode["discount"] > 0)
+        discount = episode["discount"]
+        if between is not None and not ends:
+            inner = discount[(discount > 0) & (discount < 1)]
+            between.update(float(f"{value:.4g}") for value in inner)
+        episode["discount"] = np.float32((discount > 0) != ends)
     return episode
+
+
+def about_between(where: Path, between: Mapping[float, int]) -> str:
+    """What is said of discounts between 0 and 1, by how often each occurs."""
+    return (
+        f"{where}: {sum(between.values()):,} discounts lie between 0 and 1 and count as 1, as "
+        f"{max(between, key=between.get):g} does: --behavior.gamma is what discounts"
+    )
 
 
 def stored_keys(path: str | Path) -> tuple[str, ...]:
@@ -170,8 +184,8 @@ def scan(
     Args:
         kind: 'target' (image, action, reward needed) or 'source' (image needed).
     Returns:
-        Episodes in the order of their names, and the files that are none. Damage inside an array's
-        data shows only when it is read.
+        Episodes in the order of their names, and what is none: damaged files, links that lead
+        nowhere, folders and pipes. Damage inside an array's data shows only when it is read.
     Raises:
         UserError: no such directory.
     """
@@ -181,17 +195,26 @@ def scan(
     episodes, damaged = [], []
     for path in sorted(path for path in directory.glob("*.npz") if path.name[0] != "."):
         try:
-            status = os.stat(path)
-            headers = _headers(path)
-            length = _check_headers(path, headers, kind)
+            episodes.append(episode_info(path, kind))
         except DamagedEpisode as error:
             damaged.append(error)
-        else:
-            episodes.append(EpisodeInfo(path, length, headers, status.st_size, status.st_mtime_ns))
     if kind == "target":
         episodes, odd = _of_usual_actions(directory, episodes)
         damaged += odd
     return episodes, damaged
+
+
+def episode_info(path: Path, kind: str = "target") -> EpisodeInfo:
+    """What the headers of a `target` or `source` episode tell. Raises DamagedEpisode."""
+    if reason := no_file(path):
+        raise DamagedEpisode(path, reason)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DamagedEpisode(path, error.strerror or str(error)) from None
+    headers = _headers(path)
+    length = _check_headers(path, headers, kind)
+    return EpisodeInfo(path, length, headers, status.st_size, status.st_mtime_ns)
 
 
 def odd_sizes(where: Path, sizes: Mapping[str, int]) -> dict[str, str]:
@@ -209,9 +232,13 @@ def odd_sizes(where: Path, sizes: Mapping[str, int]) -> dict[str, str]:
             f"{where}: {counts[0][1]} episodes each have actions of {both} numbers; put them in "
             f"folders of their own"
         )
-    usual = counts[0][0] if counts else 0
+    return unlike(sizes, counts[0][0] if counts else 0, "most")
+
+
+def unlike(sizes: Mapping[str, int], usual: int, whose: str) -> dict[str, str]:
+    """As `odd_sizes`, of episodes with another than the `usual` size, that of `whose` actions."""
     return {
-        name: f"its actions have {size} numbers, those of most have {usual}"
+        name: f"its actions have {size} numbers, those of {whose} have {usual}"
         for name, size in sizes.items()
         if size != usual
     }

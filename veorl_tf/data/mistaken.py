@@ -5,11 +5,13 @@ Nobody reads by these signs; they turn "damaged" into what happened, and what to
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 HEAD = 1024  # bytes that are looked at
 UNPACK = "; unpack it first"
+EMPTY, MISSING = "empty file", "no such file"
 SIGNS = {  # what begins so
     rb"version https://git-lfs\.github\.com/spec/": (
         "a Git LFS pointer: fetch the file with `git lfs pull`"
@@ -32,19 +34,37 @@ SIGNS = {  # what begins so
     rb"Rar!\x1a\x07": f"a RAR archive{UNPACK}",
     rb".{257}ustar": f"a tar archive{UNPACK}",
 }
-ZIPPED = (".npz",)  # suffixes of files that are zip archives
+# Names of files which are so by their format's own rules: there it is no cause of anything.
+TFRECORD = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?(\.gz)?")
+OWN = {"gzip-compressed": TFRECORD, "a zip archive": re.compile(r".*\.npz")}
+
+
+def no_file(path: Path) -> str | None:
+    """Why there is no file to open under a name, and what to do; None for a regular file."""
+    if os.path.isfile(path):
+        return None
+    if os.path.exists(path):
+        return "no regular file"
+    if not os.path.islink(path):
+        return MISSING
+    if "annex/objects" in os.readlink(path):
+        return "a git-annex link to what is not here: fetch the file with `git annex get`"
+    return "a link that leads nowhere"
 
 
 def mistaken(path: Path) -> str | None:
     """What a file is instead of data, and what to do; None where its head does not tell."""
+    if no_file(path):  # a pipe would be waited for
+        return None
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
     except OSError:
         return None
     if not head:
-        return "empty file"
+        return EMPTY
     for sign, what in SIGNS.items():
         if re.match(sign, head, re.IGNORECASE | re.DOTALL):
-            return None if "zip archive" in what and path.suffix in ZIPPED else what
+            own = OWN.get(what.removesuffix(UNPACK))
+            return None if own and own.fullmatch(path.name) else what
     return None

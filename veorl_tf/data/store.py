@@ -34,7 +34,14 @@ from veorl_tf.core.files import (
     shortened,
     sweep_leftovers,
 )
-from veorl_tf.data.episodes import KEYS, DamagedEpisode, EpisodeInfo, load_episode, scan
+from veorl_tf.data.episodes import (
+    KEYS,
+    DamagedEpisode,
+    EpisodeInfo,
+    about_between,
+    load_episode,
+    scan,
+)
 
 FORMAT = 2
 _FILES = {
@@ -206,7 +213,7 @@ def _recipe(infos: Sequence[EpisodeInfo], damaged: Sequence[DamagedEpisode], kin
     """Hash of what the store is made from. A damaged file counts too: mended, it must come in."""
     files = [(info.path.name, info.size, info.mtime_ns) for info in infos]
     for error in damaged:
-        status = error.path.stat()
+        status = error.path.stat() if error.path.exists() else error.path.lstat()
         files.append((error.path.name, status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps([FORMAT, kind, sorted(files)]).encode()).hexdigest()
 
@@ -254,7 +261,8 @@ def _build(
     require_free(directory, need, f"the frame store of {source}")
     damaged = [(error.path.name, error.reason) for error in damaged]
     with atomic_directory(directory) as temporary, naming(temporary):
-        names, lengths, unreadable = _write_arrays(temporary, infos, shapes, progress)
+        between: Counter = Counter()
+        names, lengths, unreadable = _write_arrays(temporary, infos, shapes, progress, between)
         damaged += unreadable
         if not names:
             raise UserError(
@@ -274,6 +282,8 @@ def _build(
         (temporary / "header.json").write_text(json.dumps(header), encoding="utf-8")
     for name, reason in damaged:
         warn(f"damaged episode left out: {source / name}: {reason}")
+    if between:
+        warn(about_between(source, between))
 
 
 def _write_arrays(
@@ -281,15 +291,16 @@ def _write_arrays(
     infos: Sequence[EpisodeInfo],
     keys: Iterable[str],
     progress: Callable[[int, int], None] | None,
+    between: Counter,
 ) -> tuple[list[str], list[int], list[tuple[str, str]]]:
     """The episodes' arrays end to end, a file a key: names and lengths of those written, names and
-    reasons of those that could not be read."""
+    reasons of those that could not be read. `between` is as of `load_episode`."""
     names, lengths, damaged = [], [], []
     with ExitStack() as stack:
         files = {key: stack.enter_context(open(folder / _FILES[key], "wb")) for key in keys}
         for done, info in enumerate(infos, 1):
             try:
-                episode = load_episode(info.path, tuple(files))
+                episode = load_episode(info.path, tuple(files), between)
             except DamagedEpisode as error:
                 damaged.append((info.path.name, error.reason))
             else:

@@ -124,6 +124,8 @@ class Passes:
                 del keyed[key]
             elif low_high := range_.get("stored") or range_.get("measured"):
                 sizes[key] = len(low_high[0])
+            elif "size" in range_:
+                sizes[key] = range_["size"]
         for key, reason in odd_sizes(self.source, sizes).items():
             leave_out(Unreadable(keyed.pop(key).name, reason))
         ranges = [self.journal.measured[key] for key in keyed]

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from veorl_tf.core.config import Config
-from veorl_tf.core.errors import UserError
+from veorl_tf.core.errors import UserError, warn
 from veorl_tf.core.files import atomic_write, naming
 from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.interrupt import StopRequest
 from veorl_tf.core.lock import locked
 from veorl_tf.core.places import expanded, named_folder
+from veorl_tf.data.episodes import about_between
 from veorl_tf.data.importers.base import Footage, Item, Options, Reader, Unreadable, with_cause
 from veorl_tf.data.importers.journal import LOCK, REPORT, Journal
 from veorl_tf.data.importers.registry import beside, find
@@ -171,6 +172,11 @@ def _import(
     for problem in _without_episodes(keyed, passes, result.bounds):
         leave_out(problem)
     result.skipped.sort()
+    between: Counter = Counter()
+    for entry in entries:
+        between.update(dict(entry.get("between", [])))
+    if between and result.new:
+        warn(about_between(source, between))
     result.numbers = any(entry["numbers"] for entry in entries)
     names = ("frames", "clips", "kept", "still", "short", "cuts")
     result.counts = {name: sum(entry["counts"][name] for entry in entries) for name in names}

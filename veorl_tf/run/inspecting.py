@@ -16,9 +16,9 @@ from veorl_tf.core.flags import parse_options
 from veorl_tf.core.hardware import cores
 from veorl_tf.core.media import grid, write_png
 from veorl_tf.core.places import expanded, named_folder
-from veorl_tf.data.episodes import odd_sizes
+from veorl_tf.data.episodes import odd_sizes, unlike
 from veorl_tf.data.importers.base import Footage, Item, Options, Unreadable, with_cause
-from veorl_tf.data.importers.registry import find
+from veorl_tf.data.importers.registry import beside, find
 from veorl_tf.data.inspect import contact_pictures, inspect_directory, padded, spaced, spread
 from veorl_tf.run.datasets import is_ready
 from veorl_tf.run.import_flags import IMPORT, IMPORT_HELP, options_of
@@ -86,7 +86,8 @@ def _pictures_here(source: Path) -> list[np.ndarray]:
 def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     """A table of what an import would find, and pictures `[PICTURES, 64, 64, 3]` of items."""
     options = options_of(flags)
-    reader, left_out = find(source, flags.format), []
+    reader = find(source, flags.format)
+    left_out = beside(source, reader)
     items = list(reader.items(source.absolute(), options, left_out.append))
     chosen = spaced(items, flags.sample or len(items))
     looks = look_at(reader.name, source.absolute(), chosen, options, flags.timeout)
@@ -94,7 +95,9 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     problems = [[problem.name, problem.reason] for problem in left_out]
     problems += [problem for one in looks for problem in one["problems"]]
     seen = {item.name: one for item, one in zip(chosen, looks) if one.get("frames")}
-    odd = _odd(source, seen, len(chosen) == len(items))
+    sized = {item.name: size for item, one in zip(chosen, looks) if (size := _action_size(one))}
+    odd = _odd(source, sized, len(chosen) == len(items))
+    odd = {name: reason for name, reason in odd.items() if name in seen}
     problems += [[name, reason] for name, reason in odd.items()]
     seen = {name: one for name, one in seen.items() if name not in odd}
     looks = list(seen.values())
@@ -119,21 +122,20 @@ def look(source: Path, flags: Config) -> tuple[str, list[np.ndarray]]:
     return text, [padded(one["pictures"], PICTURES) for one in looks]
 
 
-def _odd(source: Path, looks: Mapping[str, dict], whole: bool) -> dict[str, str]:
+def _action_size(look: Mapping) -> int | None:
+    return len(look["low"]) if "low" in look else look.get("size")
+
+
+def _odd(source: Path, sizes: Mapping[str, int], whole: bool) -> dict[str, str]:
     """Which items an import leaves out for the size of their actions, and why. A sample does not
     tell which size is the most common: where it has no such the first counts. Raises UserError."""
-    sizes = {name: len(one["low"]) for name, one in looks.items() if "low" in one}
     try:
         return odd_sizes(source, sizes)
     except UserError:
         if whole:
             raise
     first, usual = next(iter(sizes.items()))
-    odd = {name: size for name, size in sizes.items() if size != usual}
-    return {
-        n: f"its actions have {size} numbers, those of {first} have {usual}"
-        for n, size in odd.items()
-    }
+    return unlike(sizes, usual, first)
 
 
 def look_at(format: str, source: Path, items: Sequence[Item], options: Options, timeout: float):

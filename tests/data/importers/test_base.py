@@ -125,6 +125,15 @@ def test_inside_refuses_what_is_no_file(source):
             inside(source, name)
 
 
+def test_inside_tells_a_link_that_leads_nowhere(source):
+    """Wherever it would lead: nothing is there to be read."""
+    (source / "deep/gone").symlink_to("../../nowhere")
+    (source / "annexed").symlink_to("../.git/annex/objects/x")
+    for name, words in (("deep/gone", "leads nowhere"), ("annexed", "git annex get")):
+        with pytest.raises(Unreadable, match=words):
+            inside(source, name)
+
+
 def test_walk(tmp_path):
     for name in ("b10/x.jpg", "b9/im_10", "b9/im_9", "b9/.hidden", ".git/x", "top", "a/deep/y"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

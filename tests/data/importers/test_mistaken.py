@@ -15,7 +15,7 @@ import pytest
 from veorl_tf.__main__ import main
 from veorl_tf.core.errors import UserError
 from veorl_tf.data.importers.base import with_cause
-from veorl_tf.data.importers.registry import formats
+from veorl_tf.data.importers.registry import beside, formats
 from veorl_tf.data.importers.work import import_item, look_at_item
 from veorl_tf.data.mistaken import mistaken
 
@@ -151,3 +151,32 @@ def test_import_and_inspect_name_the_cause(samples, tmp_path, capfd, monkeypatch
     assert ["x.mp4", "y.mp4"] == [
         name for name, _ in json.loads((tmp_path / "out/import.json").read_text())["left_out"]
     ]
+
+
+def test_no_format_is_named_for_what_it_cannot_read(samples, tmp_path):
+    shutil.copytree(samples["video"], tmp_path / "source")
+    (tmp_path / "source/0.npz").write_bytes(POINTER)
+    told = [str(problem) for problem in beside(tmp_path / "source", formats()["video"])]
+    assert told == [f"0.npz: {mistaken(tmp_path / 'source/0.npz')}"]
+
+
+@pytest.mark.parametrize(
+    "format, name",
+    [
+        ("lerobot", "meta/info.json"),
+        ("minari", "toy/data/metadata.json"),
+        ("rlds", "dataset_info.json"),
+        ("rlds", "features.json"),
+    ],
+)
+def test_a_format_whose_index_is_none_is_not_taken_for_another(
+    format, name, samples, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(samples[format], tmp_path / "source")
+    path = next((tmp_path / "source").rglob(Path(name).name), tmp_path / "source" / name)
+    path.write_bytes(POINTER)
+    for argv in (["inspect", "source"], ["import", "source", "out"]):
+        assert main(argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert path.name in line and "git lfs pull" in line

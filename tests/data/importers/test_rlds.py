@@ -16,6 +16,7 @@ from veorl_tf.data.importers.base import Item, Options, Unreadable, aligned
 from veorl_tf.data.importers.registry import find
 from veorl_tf.data.importers.rlds import RLDS
 from veorl_tf.data.importers.tfrecord import masked, parse, records
+from veorl_tf.run.importing import import_source
 
 READER = RLDS()
 STEP = 24  # grey levels per unit of the action that led to a picture
@@ -456,6 +457,26 @@ def test_compressed_with_gzip_as_tensorflow_does(tmp_path, name):
             except Unreadable as problem:
                 problems.append(problem)
         assert problems and all(problem.name.startswith(name) for problem in problems)
+
+
+def test_no_fault_in_a_gzip_file_is_put_down_to_gzip(tmp_path):
+    """It is TFRecords' own form: what is wrong is told as it is."""
+    import tensorflow as tf
+
+    whole = encoded(np.zeros((24, 32, 3), np.uint8))
+    said = {"cut": "end-of-stream", "bad": "no whole JPEG or PNG picture"}
+    for source, pictures in (("cut", (whole, whole)), ("bad", (whole, b"no picture"))):
+        (tmp_path / source).mkdir()
+        path = tmp_path / source / "a.tfrecord"
+        with tf.io.TFRecordWriter(str(path), "GZIP") as writer:
+            for i, picture in enumerate(pictures):
+                steps = World(i, 40).steps()
+                steps["steps/observation/image"][3] = picture
+                writer.write(example(steps))
+        if source == "cut":
+            path.write_bytes(path.read_bytes()[:-60])
+        result = import_source(tmp_path / source, tmp_path / f"{source}-out", Options(), workers=2)
+        assert result.skipped and all(said[source] in reason for _, reason in result.skipped)
 
 
 def test_other_compression_is_named(tmp_path):

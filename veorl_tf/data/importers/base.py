@@ -21,7 +21,7 @@ import numpy as np
 from veorl_tf.core.errors import MachineError, UserError
 from veorl_tf.data.layout import MAX_BYTES as MAX_BYTES
 from veorl_tf.data.layout import MAX_PIXELS as MAX_PIXELS
-from veorl_tf.data.mistaken import mistaken
+from veorl_tf.data.mistaken import MISSING, mistaken, no_file
 
 LOOKED_AT = 16  # files of a folder that `detect` opens, at most
 
@@ -143,7 +143,8 @@ class Log(Reader):
         order and may raise Unreadable then. Where there are any: `action [m, A]`, `reward [m]`,
         `terminal [m]` (true where an episode ended for good), `success [m]`, m = n or, of leaving
         ones, n - 1; and `bounds`, a pair of `[A]`, the range that actions can have. `left_out`, if
-        there is any, lists as Unreadable what of the item is not among them.
+        there is any, lists as Unreadable what of the item is not among them; `between` counts its
+        discounts between 0 and 1, if any, by value.
         """
         raise NotImplementedError("episode(source, item, options) -> arrays")
 
@@ -151,6 +152,11 @@ class Log(Reader):
         """`action` and `bounds` of an item, if it has any; readers that need not look at pictures
         for them say so."""
         return self.episode(source, item, options)
+
+    def action_size(self, source: Path, item: Item) -> int | None:
+        """Numbers per action of an item that cannot be read, where its header still tells: it
+        counts when the usual size is sought."""
+        return None
 
 
 def aligned(arrays: Mapping[str, Any], alignment: Alignment) -> dict[str, np.ndarray]:
@@ -202,14 +208,15 @@ def inside(source: Path, name: str) -> Path:
     path = root / name
     homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
     try:
-        real = Path(os.path.realpath(path))
+        dangling = os.path.islink(path) and not os.path.exists(path)
+        real = Path(os.path.realpath(path.parent if dangling else path))
     except ValueError:  # a zero byte, or half of a surrogate pair
         raise Unreadable(name, "no file's name") from None
     within = any(real.is_relative_to(os.path.realpath(home)) for home in homes)
     if os.path.isabs(name) or not within:
         raise Unreadable(name, "lies outside of the source")
-    if not os.path.isfile(path):
-        raise Unreadable(name, "no such file")
+    if lost := no_file(path):
+        raise Unreadable(name, lost if lost == MISSING else f"{MISSING}: {lost}")
     return path
 
 
@@ -258,6 +265,16 @@ def files(source: Path, wanted: Callable[[str], Any]) -> Iterator[Path]:
     folders = [(source.parent, [source.name])] if source.is_file() else walk(source)
     for folder, names in folders:
         yield from (folder / name for name in names if wanted(name))
+
+
+def no_files(source: Path, wanted: Callable[[str], Any]) -> Iterator[Unreadable]:
+    """What in a source has a wanted name and is no file that can be opened."""
+    for folder, _ in walk(source):
+        for name in sorted(
+            (n for n in os.listdir(folder) if n[0] != "." and wanted(n)), key=natural
+        ):
+            if reason := no_file(folder / name):
+                yield Unreadable(relative(source, folder / name), reason)
 
 
 def looks_like(paths: Iterable[Path], test: Callable[[Path], Any]) -> bool:

@@ -4,6 +4,7 @@ Dreamer, V-D4RL at 64 px), and replay chunks of DreamerV3."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from veorl_tf.core.arrays import npz_headers
-from veorl_tf.data.episodes import TARGET_KEYS, DamagedEpisode, load_episode, stored_keys
+from veorl_tf.data.episodes import (
+    TARGET_KEYS,
+    DamagedEpisode,
+    episode_info,
+    load_episode,
+    stored_keys,
+)
 from veorl_tf.data.importers.base import (
     ARRIVING,
     MAX_BYTES,
@@ -67,14 +74,21 @@ class Episodes(Log):
 
     def episode(self, source, item, options):
         name = item.files[0]
-        arrays = _load(inside(source, name), name)
+        between: Counter = Counter()
+        arrays: dict[str, Any] = _load(inside(source, name), name, between=between)
         if "discount" in arrays:
             arrays["terminal"] = arrays.pop("discount") == 0
-        return arrays
+        return {**arrays, "between": between} if between else arrays
 
     def numbers(self, source, item, options):
         name = item.files[0]
         return _load(inside(source, name), name, ("action",))
+
+    def action_size(self, source, item):
+        try:
+            return episode_info(inside(source, item.files[0])).action_size
+        except (DamagedEpisode, Unreadable):
+            return None
 
 
 class Chunk(NamedTuple):
@@ -270,13 +284,18 @@ def _chunk_headers(path: Path, name: str, options: Options) -> Headers:
 
 def _arrays(path: Path, name: str, keys: Iterable[str]) -> dict[str, np.ndarray]:
     with damage(name), np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in keys}
+        return {key: archive[f"{key}.npy"] for key in keys}
 
 
-def _load(path: Path, name: str, keys: Iterable[str] = TARGET_KEYS) -> dict[str, np.ndarray]:
-    """Those of the keys that an episode has."""
+def _load(
+    path: Path,
+    name: str,
+    keys: Iterable[str] = TARGET_KEYS,
+    between: Counter | None = None,
+) -> dict[str, np.ndarray]:
+    """Those of the keys that an episode has; `between` is as of `load_episode`."""
     try:
         with damage(name):
-            return load_episode(path, [key for key in stored_keys(path) if key in keys])
+            return load_episode(path, [key for key in stored_keys(path) if key in keys], between)
     except DamagedEpisode as error:
         raise Unreadable(name, error.reason) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from veorl_tf.data.importers.base import (
     Reader,
     Unreadable,
     files,
+    no_files,
     one_of,
     relative,
 )
-from veorl_tf.data.mistaken import mistaken
+from veorl_tf.data.mistaken import EMPTY, mistaken
 
 
 def formats() -> dict[str, Reader]:
@@ -54,6 +55,18 @@ PLAIN = {
     "video": (*video.SUFFIXES, *pictures.MOVING),
     "images": pictures.SUFFIXES,
 }
+SUFFIXES = {  # of the files that readers look for by name
+    **PLAIN,
+    "dreamerv3": PLAIN["episodes"],
+    "minari": PLAIN["vd4rl"],
+    "bridge": PLAIN["images"],
+    "cliplist": PLAIN["video"],
+}
+INDEXES = {  # files that tell a format by what they hold
+    "lerobot": ("meta/info.json",),
+    "minari": ("data/metadata.json",),
+    "rlds": ("dataset_info.json", "features.json"),
+}
 PAGES = (".html", ".htm", ".xml")  # which are what they look like
 
 
@@ -69,6 +82,7 @@ def find(source: Path, name: str = "auto") -> Reader:
     for reader in known.values():
         if reader.name not in PLAIN and reader.detect(source):
             return reader
+    _check_indexes(source)
     counts = plain_files(source)
     for name in sorted(counts, key=counts.get, reverse=True):
         if known[name].detect(source):
@@ -76,8 +90,24 @@ def find(source: Path, name: str = "auto") -> Reader:
     raise UserError(_unknown(source, known))
 
 
+def _check_indexes(source: Path) -> None:
+    """Raises UserError where a file that would tell the format holds none of its data: what lies
+    beside it must not be taken for another format's."""
+    names = {Path(index).name for indexes in INDEXES.values() for index in indexes}
+    for path in files(source, names.__contains__):
+        for format, indexes in INDEXES.items():
+            if path.as_posix().endswith(tuple(f"/{index}" for index in indexes)):
+                if cause := mistaken(path):
+                    raise UserError(
+                        f"{path}: {cause} (it would say how to read {format}; --format reads the "
+                        f"files beside it as they are)"
+                    )
+
+
 def _unknown(source: Path, known: Iterable[str]) -> str:
     """What is said of a source that no reader recognises: what its files are instead of data."""
+    for lost in no_files(source, lambda name: any(map(_ends(name), PLAIN.values()))):
+        return f"{source}: {lost}"
     for path in islice(files(source, lambda name: not name.endswith(PAGES)), LOOKED_AT):
         if path.stat().st_size and (cause := mistaken(path)):
             where = "" if path == source else f"{relative(source, path)}: "
@@ -89,25 +119,38 @@ def plain_files(source: Path) -> dict[str, int]:
     """How many files of each plain format there are, if any."""
     counts = dict.fromkeys(PLAIN, 0)
     for path in files(source, lambda name: True):
-        whole = re.sub(r"(-[0-9]+-of-[0-9]+)?(\.gz)?$", "", path.name.lower())
         for format, suffixes in PLAIN.items():
-            counts[format] += whole.endswith(suffixes)
+            counts[format] += _ends(path.name)(suffixes)
     return {format: count for format, count in counts.items() if count}
 
 
+def _ends(name: str) -> Callable[[tuple[str, ...]], bool]:
+    """Whether a file's name ends with one of some suffixes, but for a number and `.gz`."""
+    return re.sub(r"(-[0-9]+-of-[0-9]+)?(\.gz)?$", "", name.lower()).endswith
+
+
 def beside(source: Path, reader: Reader) -> list[Unreadable]:
-    """What else lies in the source of a plain format, and is not imported with it."""
+    """What else lies in a source and is not imported: what is no file, though named as the reader's
+    are, and files of other plain formats beside those of one."""
+    own = SUFFIXES.get(reader.name, ())
+    found = list(no_files(source, lambda name: _ends(name)(own)))
     if reader.name not in PLAIN:
-        return []
-    others = {name: n for name, n in plain_files(source).items() if name != reader.name}
-    there = [name for name in others if formats()[name].detect(source)]
-    found = [
-        Unreadable(
-            source.name, f"{others[name]:,} files of another format; --format {name} imports these"
-        )
-        for name in there
-    ]
-    suffixes = tuple(end for name in others if name not in there for end in PLAIN[name])
-    lost = islice(files(source, lambda name: name.lower().endswith(suffixes)), LOOKED_AT)
-    causes = [(relative(source, path), mistaken(path)) for path in lost]
-    return found + [Unreadable(name, cause) for name, cause in causes if cause]
+        return found
+    for name, count in plain_files(source).items():
+        if name != reader.name:
+            found += _of_another(source, name, count)
+    return found
+
+
+def _of_another(source: Path, name: str, count: int) -> list[Unreadable]:
+    """What is told of the files of another plain format: what the first are instead of data, and
+    how to import them if there are others and these can be read."""
+    first = list(islice(files(source, lambda file: _ends(file)(PLAIN[name])), LOOKED_AT))
+    causes = {relative(source, path): mistaken(path) for path in first}
+    lost = [Unreadable(file, cause) for file, cause in causes.items() if cause]
+    if not formats()[name].detect(source) or all(
+        cause and cause != EMPTY for cause in causes.values()
+    ):
+        return lost
+    told = f"{count:,} files of another format; --format {name} imports these"
+    return [Unreadable(source.name, told)]

@@ -39,8 +39,8 @@ from veorl_tf.data.importers.base import (
 )
 from veorl_tf.data.importers.pictures import Encoded
 from veorl_tf.data.importers.tfrecord import parse, read_record, records
+from veorl_tf.data.mistaken import TFRECORD
 
-FILE = re.compile(r".*\.tfrecords?(-\d+-of-\d+)?(\.gz)?")
 SHARD = re.compile(r"(?P<stem>(.*-)?(?P<split>[^-]+)\.tfrecord)-(?P<index>\d+)-of-(?P<total>\d+)")
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
@@ -156,7 +156,7 @@ def _named(option: str, key: str, valid: Sequence[str]) -> str:
 
 def record_files(source: Path) -> Iterator[Path]:
     """All TFRecord files of a source, by name."""
-    return files(source, FILE.fullmatch)
+    return files(source, TFRECORD.fullmatch)
 
 
 def _shard(name: str) -> re.Match | None:

@@ -43,11 +43,12 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
         bounds: the actions' lowest and highest values `[A]`, if they must be scaled.
     Returns:
         `files` written, `counts`, the `problems` with the item (names and reasons), and
-        whether it has `numbers`, actions and rewards. Or `error`: what ends the whole import.
+        whether it has `numbers`, actions and rewards; discounts `between` 0 and 1 and how often
+        each occurs. Or `error`: what ends the whole import.
     """
     reader, item, options = formats()[format], Item(**item), Options(**options)
     write = _Writer(expanded("OUT", out), item, key)
-    counts, problems, numbers = Counts(), [], False
+    counts, problems, numbers, between = Counts(), [], False, {}
     try:
         if isinstance(reader, Footage):
             frames = steady(reader.frames(Path(source), item, options), _rate(reader, options))
@@ -56,6 +57,7 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
         else:
             arrays = reader.episode(Path(source), item, options)
             problems += arrays.pop("left_out", [])
+            between = arrays.pop("between", {})
             episode = _episode(arrays, reader.alignment, item, options, bounds, counts)
             numbers = {"action", "reward"} <= set(episode)
             if counts.kept:
@@ -77,6 +79,7 @@ def import_item(format, source, item, options, out, key, bounds=None) -> dict:
         "counts": asdict(counts),
         "problems": told(problems, item, source),
         "numbers": numbers,
+        "between": list(between.items()),
     }
 
 
@@ -87,12 +90,13 @@ def split_item(format, source, item, options) -> dict:
 
 def measure_actions(format, source, item, options) -> dict:
     """An item's lowest and highest actions `[A]`: `stored` by the format or `measured`. An item
-    that cannot be read has neither, and one without actions None."""
+    that cannot be read has neither, but the `size` of its actions, if that is known; one without
+    actions has None."""
     reader, item, options = formats()[format], Item(**item), Options(**options)
     try:
         arrays = reader.numbers(Path(source), item, options)
     except Unreadable:
-        return {}
+        return _size(reader, source, item)
     except (UserError, MachineError) as error:
         return {"error": (type(error).__name__, str(error))}
     if "bounds" in arrays:
@@ -102,7 +106,7 @@ def measure_actions(format, source, item, options) -> dict:
         return {"measured": None}
     action = np.asarray(arrays["action"], np.float64)
     if not len(action) or not np.isfinite(action).all():
-        return {}
+        return _size(reader, source, item)
     return {"measured": [action.min(0).tolist(), action.max(0).tolist()]}
 
 
@@ -113,16 +117,24 @@ def look_at_item(format, source, item, options, pictures=10) -> dict:
         `frames`, how many; `shape` of the first; `seconds` of footage; `counts` of what an import
         would make of it; `pictures`, some evenly spaced ones as they would be stored
         `[n, size, size, 3]`; of a log `keys`, `low` and `high` of the actions `[A]`, `rewards`
-        (sum, smallest, largest) or None; the `problems`.
+        (sum, smallest, largest) or None; the `problems`. Of a log that cannot be read the `size`
+        of the actions, if that is known.
     """
     reader, item, options = formats()[format], Item(**item), Options(**options)
     look = _look_at_footage if isinstance(reader, Footage) else _look_at_episode
     try:
         return {"problems": [], **look(reader, Path(source), item, options, pictures)}
     except Unreadable as problem:
-        return {"problems": told([problem], item, source)}
+        size = _size(reader, source, item) if isinstance(reader, Log) else {}
+        return {"problems": told([problem], item, source), **size}
     except (UserError, MachineError) as error:
         return {"error": (type(error).__name__, str(error))}
+
+
+def _size(reader: Log, source: str, item: Item) -> dict[str, int]:
+    """`size` of the actions of an item that cannot be read, if it is known."""
+    size = reader.action_size(Path(source), item)
+    return {"size": size} if size else {}
 
 
 class _Writer:
@@ -215,7 +227,7 @@ def _look_at_episode(reader: Log, source, item, options, pictures) -> dict:
         "shape": np.shape(images[0]) if len(images) else None,
         "counts": asdict(counts),
         "pictures": chosen,
-        "keys": sorted(key for key in arrays if key != "bounds"),
+        "keys": sorted(key for key in arrays if key not in ("bounds", "between")),
         "problems": problems,
     }
     if "action" in arrays:
